@@ -1,0 +1,1 @@
+"""Vectors in, vectors out: how updates become the next global model."""

@@ -1,0 +1,1 @@
+"""The device: predictions at once, private training beside them."""

@@ -1,0 +1,117 @@
+"""Configuration of ``fedge-edge``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedge.config import limited
+from fedge.errors import ConfigError
+from fedge.settings import PrivacyConfig, TaskConfig, TlsConfig, is_loopback, split_address
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """How the device reaches the SuperLink; an empty address keeps it out of training."""
+
+    superlink: str = "127.0.0.1:9092"
+    poll_interval_s: float = limited(0.05, gt=0)
+    reconnect_max_s: float = limited(30.0, gt=0)
+    tls: TlsConfig = field(default_factory=TlsConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse plaintext beyond loopback."""
+        if not self.superlink:
+            return
+        split_address(self.superlink, "superlink")
+        if not is_loopback(self.superlink) and self.tls.ca is None:
+            raise ConfigError(f"{self.superlink} is not on loopback: set tls.ca", key="superlink")
+
+
+@dataclass(frozen=True)
+class RegistryClientConfig:
+    """Where new model versions come from; an empty address serves what is on disk.
+
+    Attributes:
+        release_public_key: Ed25519 public key (PEM) that this device pins.
+        keep_versions: last versions kept on the device.
+    """
+
+    address: str = "127.0.0.1:9093"
+    release_public_key: Path | None = None
+    keep_versions: int = limited(3, ge=2)
+    tls: TlsConfig = field(default_factory=TlsConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse plaintext beyond loopback and versions that nobody signed."""
+        if not self.address:
+            return
+        split_address(self.address, "address")
+        if not is_loopback(self.address) and self.tls.ca is None:
+            raise ConfigError(f"{self.address} is not on loopback: set tls.ca", key="address")
+        if self.release_public_key is None:
+            raise ConfigError(
+                "is needed to verify versions: the server writes it as release.key.pub",
+                key="release_public_key",
+            )
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """The local prediction service.
+
+    Attributes:
+        socket: Unix socket; empty takes ``state_dir/inference.sock``.
+        max_waiting: requests waiting at most; beyond it they are refused at once.
+    """
+
+    socket: Path | None = None
+    num_threads: int = limited(1, ge=1)
+    max_waiting: int = limited(64, ge=1)
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """The device's own samples.
+
+    Attributes:
+        holdout_fraction: share of samples (by a stable hash of the id) never trained on.
+    """
+
+    max_bytes: int = limited(64 * 1024 * 1024, ge=4096)
+    max_age_s: float = limited(90 * 86400.0, gt=0)
+    holdout_fraction: float = limited(0.1, ge=0, lt=1)
+
+
+@dataclass(frozen=True)
+class TrainingProcessConfig:
+    """The child process that trains."""
+
+    nice: int = limited(19, ge=0, le=19)
+    num_threads: int = limited(1, ge=1)
+    deadline_s: float = limited(3600.0, gt=0)
+
+
+@dataclass(frozen=True)
+class EdgeConfig:
+    """Everything that ``fedge-edge`` reads.
+
+    Attributes:
+        state_dir: the one folder that holds all of this device's state.
+        name: shown in logs; empty takes the folder's name.
+    """
+
+    state_dir: Path = Path("edge-state")
+    name: str = ""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    node: NodeConfig = field(default_factory=NodeConfig)
+    registry: RegistryClientConfig = field(default_factory=RegistryClientConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    training: TrainingProcessConfig = field(default_factory=TrainingProcessConfig)
+
+    @property
+    def socket_path(self) -> Path:
+        """Path of the Unix socket that predictions are served on."""
+        return self.inference.socket or self.state_dir / "inference.sock"

@@ -1,0 +1,3 @@
+"""What every fedge process shares."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Privacy accounting, noise sources and what may honestly be said of them."""

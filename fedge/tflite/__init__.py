@@ -1,0 +1,1 @@
+"""Weights into TFLite files: plan, patch, interpreter. Needs numpy and a TFLite runtime only."""

@@ -1,0 +1,1 @@
+"""Wire formats: protobuf files and their generated stubs."""

@@ -1,0 +1,154 @@
+"""Configuration of ``fedge-server`` and of the ServerApp it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedge.config import limited
+from fedge.errors import ConfigError
+from fedge.settings import Hyperparameters, TaskConfig, TlsConfig, is_loopback, split_address
+
+
+@dataclass(frozen=True)
+class RoundsConfig:
+    """When a round begins and when it ends.
+
+    Attributes:
+        cohort_size: clients wanted a round; 0 asks every connected one.
+        over_selection: ask this many times the cohort, so that stragglers cost nothing.
+        quorum: fraction of the cohort whose updates suffice once ``deadline_s`` has passed; a
+            round with fewer changes nothing. With the whole cohort in, a round ends at once.
+        min_devices: the first round waits until this many are connected, saying for how many.
+    """
+
+    num_rounds: int = limited(10, ge=1)
+    deadline_s: float = limited(60.0, gt=0)
+    cohort_size: int = limited(0, ge=0)
+    over_selection: float = limited(1.0, ge=1)
+    quorum: float = limited(0.5, gt=0, le=1)
+    min_devices: int = limited(1, ge=1)
+    wait_for_devices_s: float = limited(600.0, gt=0)
+    poll_interval_s: float = limited(0.02, gt=0)
+
+
+@dataclass(frozen=True)
+class AggregationConfig:
+    """How updates become the next global model.
+
+    Attributes:
+        max_norm: L2 norm above which an update is refused; 0 allows any.
+        max_examples: example weight above which an update is refused.
+    """
+
+    aggregator: str = "weighted-mean"
+    server_optimizer: str = "fedavg"
+    learning_rate: float = limited(1.0, gt=0)
+    momentum: float = limited(0.9, ge=0, lt=1)
+    max_norm: float = limited(0.0, ge=0)
+    max_examples: float = limited(1e6, gt=0)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Federated evaluation on the devices' holdouts; 0 switches it off."""
+
+    every_rounds: int = limited(5, ge=0)
+    deadline_s: float = limited(20.0, gt=0)
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Refinement of the aggregate between rounds.
+
+    Attributes:
+        trainer: ``host:port`` of the cloud trainer; empty switches refinement off;
+            ``in-process`` trains in the ServerApp itself (simulation, ``flwr run .``).
+        every_rounds: refine after every so many rounds.
+        tolerance: how much worse the gate set's mean loss may be and still be accepted.
+        token_file: file whose first line is the trainer's token; needed beyond loopback.
+    """
+
+    trainer: str = ""
+    objective: str = "fine-tune"
+    every_rounds: int = limited(1, ge=1)
+    learning_rate: float = limited(0.02, gt=0)
+    momentum: float = limited(0.9, ge=0, lt=1)
+    batch_size: int = limited(16, ge=1)
+    steps: int = limited(10, ge=1)
+    deadline_s: float = limited(30.0, gt=0)
+    tolerance: float = limited(0.0, ge=0)
+    token_file: Path | None = None
+    tls: TlsConfig = field(default_factory=TlsConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse an address that is neither loopback nor protected."""
+        if self.trainer in ("", "in-process"):
+            return
+        split_address(self.trainer, "trainer")
+        if not is_loopback(self.trainer) and (self.tls.ca is None or self.token_file is None):
+            raise ConfigError(
+                f"{self.trainer} is not on loopback: set tls.ca and token_file", key="trainer"
+            )
+
+
+@dataclass(frozen=True)
+class SuperLinkConfig:
+    """Flower's own server process, always on loopback.
+
+    Attributes:
+        port: where nodes, the ServerApp and ``flwr`` connect; devices elsewhere reach it
+            through a proxy that lets ``/v1/fleet/*`` through and ends TLS.
+        require_node_auth: accept only nodes whose public key was registered.
+    """
+
+    port: int = limited(9092, ge=1, le=65535)
+    require_node_auth: bool = False
+
+
+@dataclass(frozen=True)
+class RegistryConfig:
+    """The model registry that devices watch.
+
+    Attributes:
+        release_key: Ed25519 private key (PEM) that signs versions; made if it is missing,
+            its public half beside it with the suffix ``.pub``.
+        keep_versions: published versions kept on disk.
+    """
+
+    address: str = "127.0.0.1:9093"
+    release_key: Path | None = None
+    keep_versions: int = limited(5, ge=1)
+    tls: TlsConfig = field(default_factory=TlsConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse plaintext beyond loopback."""
+        split_address(self.address, "address")
+        if not is_loopback(self.address) and self.tls.cert is None:
+            raise ConfigError(
+                f"{self.address} is not on loopback: set tls.cert and tls.key", key="address"
+            )
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Everything that ``fedge-server`` and its ServerApp read.
+
+    Attributes:
+        run_dir: folder of this run: events, checkpoints, metrics, published versions.
+        run_name: part of the key of each round; the same name resumes the same run.
+        metrics_address: ``host:port`` of the Prometheus page; empty switches it off.
+    """
+
+    run_name: str = "run"
+    run_dir: Path = Path("runs/run")
+    seed: int = limited(0, ge=0)
+    metrics_address: str = ""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    train: Hyperparameters = field(default_factory=Hyperparameters)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    superlink: SuperLinkConfig = field(default_factory=SuperLinkConfig)
+    registry: RegistryConfig = field(default_factory=RegistryConfig)

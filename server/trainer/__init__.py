@@ -1,0 +1,1 @@
+"""The cloud trainer: refines the global model between rounds."""

@@ -1,0 +1,1 @@
+"""Many clients on one machine, through the server's own code."""
