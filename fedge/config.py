@@ -109,11 +109,22 @@ def build(cls: type[C], tree: Mapping[str, Any], prefix: str = "") -> C:
         if name in tree:
             values[name] = _convert(hints[name], tree[name], dotted)
             _check_limits(field, values[name], dotted)
-        elif field.default is MISSING and field.default_factory is MISSING:
-            if not dataclasses.is_dataclass(hints[name]):
-                raise ConfigError("is missing and has no default", key=dotted)
+        elif _is_plain_section(field, hints[name]):
+            # Made here, so that what its __post_init__ refuses gets the dotted key.
             values[name] = build(typing.cast("type[Any]", hints[name]), {}, dotted + ".")
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise ConfigError("is missing and has no default", key=dotted)
     return _construct(cls, values, prefix)
+
+
+def _is_plain_section(field: dataclasses.Field[Any], hint: Any) -> bool:
+    """Tell whether a field left out is a section made of its own defaults."""
+    factories = (MISSING, hint)
+    return (
+        dataclasses.is_dataclass(hint)
+        and field.default is MISSING
+        and field.default_factory in factories
+    )
 
 
 def to_tree(config: Any) -> dict[str, Any]:
@@ -155,7 +166,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _override(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
-    if not sign or not key.strip():
+    if not sign or not all(part.strip() for part in key.split(".")):
         raise ConfigError(f"--set takes key=value, got {text!r}")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
@@ -209,7 +220,7 @@ def _unknown(key: str, fields: Mapping[str, Any]) -> str:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    hint = _without_none(hint)
+    optional = hint is not (hint := _without_none(hint))
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
@@ -221,13 +232,22 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, entry, f"{key}[{i}]") for i, entry in enumerate(value))
     if hint is Path and isinstance(value, str):
-        return Path(value)
+        if not value and not optional:
+            raise ConfigError("must be a path, got ''", key=key)
+        return Path(value) if value else None
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _to_float(value, key)
     expected = dict if origin is dict else hint
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
         raise ConfigError(f"must be {_say(expected)}, got {value!r}", key=key)
     return value
+
+
+def _to_float(value: int, key: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError("must be a number that fits a float", key=key) from None
 
 
 def _say(hint: Any) -> str:

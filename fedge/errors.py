@@ -11,8 +11,12 @@
     │   ├── DeadlineExceeded
     │   └── ProtocolMismatch
     ├── RefineError        a refinement that failed; the aggregate stands
+    ├── StoreError         a device's database that cannot be opened, read or written
+    ├── InvalidSample      a sample that must not be kept
+    ├── UnknownSample      a sample that is not (or no longer) stored
     ├── CheckpointError    a checkpoint that cannot be written or read
-    └── ModelError         a model file, plan or version that must not be used
+    ├── ModelError         a model file, plan or version that must not be used
+    └── InvalidInput       an input that the served model cannot take
 
 Errors of libraries (gRPC, Flower, SQLite, TOML) are mapped to these once, in the module that
 owns the boundary.
@@ -137,9 +141,25 @@ class RefineError(FedgeError):
     """A refinement that failed; the aggregate stands."""
 
 
+class StoreError(FedgeError):
+    """A device's database that cannot be opened, read or written."""
+
+
+class InvalidSample(FedgeError):
+    """A sample that must not be kept."""
+
+
+class UnknownSample(FedgeError):
+    """A sample that is not, or no longer, stored."""
+
+
 class CheckpointError(FedgeError):
     """A checkpoint that cannot be written or read back whole."""
 
 
 class ModelError(FedgeError):
     """A model file, plan or published version that must not be used."""
+
+
+class InvalidInput(FedgeError):
+    """An input that the served model cannot take; says what it takes."""

@@ -98,9 +98,41 @@ class ModelManifest:
             test["blob"] = Blob(**test["blob"])
             test["input_shape"] = tuple(test["input_shape"])
             test["output_shape"] = tuple(test["output_shape"])
-            return ModelManifest(**{**data, "self_test": SelfTest(**test)})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return _check_types(ModelManifest(**{**data, "self_test": SelfTest(**test)}))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ModelError(f"not a model manifest: {error}") from error
+
+
+def _check_types(manifest: ModelManifest) -> ModelManifest:
+    """Return the manifest, or refuse values that JSON allows and a manifest does not.
+
+    Raises:
+        TypeError: names the field.
+    """
+    test = manifest.self_test
+    blobs = (manifest.weights, manifest.template, manifest.plan, test.blob)
+    numbers = {
+        "protocol": (manifest.protocol,),
+        "round": (manifest.round,),
+        "size_bytes": tuple(blob.size_bytes for blob in blobs),
+        "input_shape": test.input_shape,
+        "output_shape": test.output_shape,
+    }
+    texts = {
+        "run_name": (manifest.run_name,),
+        "task": (manifest.task,),
+        "layout_json": (manifest.layout_json,),
+        "digest": tuple(blob.digest for blob in blobs),
+    }
+    for name, values in numbers.items():
+        if not all(type(value) is int and value >= 0 for value in values):
+            raise TypeError(f"{name} must be whole numbers >= 0, got {values!r:.80}")
+    for name, words in texts.items():
+        if not all(isinstance(word, str) for word in words):
+            raise TypeError(f"{name} must be text, got {words!r:.80}")
+    if not isinstance(test.tolerance, int | float):
+        raise TypeError(f"tolerance must be a number, got {test.tolerance!r:.80}")
+    return manifest
 
 
 def sign(manifest: bytes, key: Ed25519PrivateKey) -> bytes:

@@ -7,17 +7,18 @@ encoded delta in a record of its own. Every fedge message carries the protocol v
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from fedge.errors import ProtocolMismatch, TransportError, UpdateRejected
+from fedge.config import build
+from fedge.errors import ConfigError, ProtocolMismatch, TaskError, TransportError, UpdateRejected
 from fedge.params import Layout, Vector, vector_digest
+from fedge.protocol import PROTOCOL_VERSION as PROTOCOL_VERSION
 from fedge.records import from_array_record, layout_of_record, to_array_record
 from fedge.settings import Hyperparameters
-
-PROTOCOL_VERSION = 1
 
 # Record names; "arrays", "config" and "metrics" are those of Flower's own strategies.
 ARRAYS = "arrays"
@@ -155,7 +156,7 @@ def decode_request(content: RecordDict) -> WeightsRequest:
         )
     except KeyError as error:
         raise TransportError(f"the server's message has no record {error}") from error
-    except UpdateRejected as error:
+    except (UpdateRejected, TaskError) as error:
         raise TransportError(f"the server's weights are malformed: {error}") from error
 
 
@@ -219,17 +220,22 @@ def decode_evaluation(content: RecordDict) -> Evaluation | Refusal:
     """Read an evaluate reply on the server.
 
     Raises:
-        UpdateRejected: reason ``malformed``.
+        UpdateRejected: reason ``malformed``, ``examples`` or ``not-finite``.
     """
     if REFUSAL in content.config_records:
         return _decode_refusal(content)
     num_examples = _num_examples(content)
+    if not 0 < num_examples < math.inf:
+        raise UpdateRejected("examples", expected="more than 0", got=num_examples)
     metrics = {
         name: float(value)
         for record in content.metric_records.values()
         for name, value in record.items()
         if name != NUM_EXAMPLES and isinstance(value, int | float)
     }
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UpdateRejected("not-finite", tensor=name, expected="a number", got=value)
     return Evaluation(num_examples, metrics)
 
 
@@ -245,7 +251,11 @@ def encode_refusal(refusal: Refusal) -> RecordDict:
 
 def _decode_refusal(content: RecordDict) -> Refusal:
     record = content.config_records[REFUSAL]
-    return Refusal(str(record.get("reason", "unknown")), str(record.get("detail", "")))
+    reason, detail = record.get("reason"), record.get("detail")
+    return Refusal(
+        reason[:40] if isinstance(reason, str) else "unknown",
+        detail[:1000] if isinstance(detail, str) else "",
+    )
 
 
 def _decode_hyper(config: ConfigRecord) -> Hyperparameters:
@@ -253,7 +263,10 @@ def _decode_hyper(config: ConfigRecord) -> Hyperparameters:
     for field in fields(Hyperparameters):
         kind = int if field.type in (int, "int") else float
         values[field.name] = _get(config, field.name.replace("_", "-"), kind)
-    return Hyperparameters(**values)
+    try:
+        return build(Hyperparameters, values)
+    except ConfigError as error:
+        raise TransportError(f"the server's hyperparameters cannot be used: {error}") from error
 
 
 def _record(content: RecordDict, name: str) -> ConfigRecord:
@@ -276,7 +289,8 @@ def _get(record: ConfigRecord, name: str, kind: type[Any]) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TransportError(f"field {name!r} should be {kind.__name__}, got {value!r:.80}")
+        found = type(value).__name__ if isinstance(value, bytes | list) else f"{value!r:.80}"
+        raise TransportError(f"field {name!r} should be {kind.__name__}, got {found}")
     return value
 
 

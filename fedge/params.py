@@ -44,8 +44,10 @@ class Layout:
         if len(set(self.names)) != len(self.names):
             raise TaskError("layout: a tensor name stands twice")
         for name, shape in zip(self.names, self.shapes, strict=True):
-            if any(dim < 0 for dim in shape):
-                raise TaskError(f"layout: {name} has a negative dimension {shape}")
+            if not isinstance(name, str):
+                raise TaskError(f"layout: a tensor's name is {name!r}, not text")
+            if any(type(dim) is not int or dim < 0 for dim in shape):
+                raise TaskError(f"layout: {name} has a dimension that is no size: {shape}")
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -82,9 +84,16 @@ class Layout:
 
     @staticmethod
     def from_json(text: str) -> Layout:
-        """Read what `to_json` wrote."""
-        data = json.loads(text)
-        return Layout(tuple(data["names"]), tuple(tuple(shape) for shape in data["shapes"]))
+        """Read what `to_json` wrote.
+
+        Raises:
+            TaskError: it is not a layout.
+        """
+        try:
+            data = json.loads(text)
+            return Layout(tuple(data["names"]), tuple(tuple(shape) for shape in data["shapes"]))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise TaskError(f"not a model layout: {error!r:.200}") from error
 
     def check(self, vector: Vector) -> Vector:
         """Return the vector, or refuse one that is not flat float32 of this length.

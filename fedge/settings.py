@@ -11,7 +11,7 @@ from typing import Any
 from fedge.config import limited
 from fedge.errors import ConfigError
 
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ class TlsConfig:
 def is_loopback(address: str) -> bool:
     """Tell whether ``host:port`` (or a bare host) is this machine's loopback."""
     host = address.removeprefix("http://").removeprefix("https://")
-    host = host.split("]")[0].lstrip("[") if host.startswith("[") else host.rsplit(":", 1)[0]
-    return host in LOOPBACK_HOSTS
+    return host == "::1" or host in LOOPBACK_HOSTS or host.rpartition(":")[0] in LOOPBACK_HOSTS
 
 
 def split_address(address: str, key: str) -> tuple[str, int]:
@@ -101,6 +100,7 @@ def split_address(address: str, key: str) -> tuple[str, int]:
         ConfigError: it is not of that form; names the key.
     """
     host, sign, port = address.rpartition(":")
-    if not sign or not host or not port.isdigit() or int(port) > 65535:
+    digits = port.isascii() and port.isdigit() and len(port) <= 5
+    if not sign or not host or not digits or int(port) > 65535:
         raise ConfigError(f"must be host:port, got {address!r}", key=key)
     return host.strip("[]"), int(port)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from fedge.errors import ConfigError, TaskError
+from fedge.errors import ConfigError, FedgeError, TaskError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,9 +89,15 @@ class EdgeFiles:
 class Task(Protocol):
     """One learning problem: model, loss, metrics and where its data come from."""
 
-    name: str
-    input_shape: tuple[int, ...]
-    """Shape of one example, without the batch dimension."""
+    @property
+    def name(self) -> str:
+        """Name of the task, as it stands in logs and manifests."""
+        ...
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example, without the batch dimension."""
+        ...
 
     def build_model(self) -> nn.Module:
         """Return a fresh model; no BatchNorm, every tensor float32."""
@@ -133,15 +139,28 @@ def load_task(reference: str, **options: Any) -> Task:
         raise ConfigError(f"{reference!r} is not of the form module:attribute", key="task.name")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{reference!r} cannot be loaded: {error}", key="task.name") from error
+    except Exception as error:  # the module is the user's: whatever it raises is its error
+        raise ConfigError(_say("loaded", reference, error), key="task.name") from error
+    if options and not callable(found):
+        raise ConfigError(f"{reference!r} is an object and takes no options", key="task.options")
     try:
         task = found(**options) if callable(found) else found
-    except TypeError as error:
-        raise ConfigError(f"{reference!r} cannot be made: {error}", key="task.name") from error
+    except FedgeError:
+        raise
+    except Exception as error:  # the task is the user's, too
+        raise ConfigError(_say("made", reference, error), key="task.name") from error
     if not isinstance(task, Task):
-        raise ConfigError(f"{reference!r} is a {type(task).__name__}, not a Task", key="task.name")
+        members = {*Task.__annotations__, *vars(Task)}
+        missing = sorted(m for m in members if m[0] != "_" and not hasattr(task, m))
+        raise ConfigError(
+            f"{reference!r} is a {type(task).__name__}, not a Task: it lacks {', '.join(missing)}",
+            key="task.name",
+        )
     return task
+
+
+def _say(done: str, reference: str, error: Exception) -> str:
+    return f"{reference!r} cannot be {done}: {type(error).__name__}: {error}"
 
 
 def empty_like(examples: Examples) -> Examples:

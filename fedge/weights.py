@@ -35,6 +35,8 @@ def read_vector(module: nn.Module, layout: Layout) -> Vector:
 
 def write_vector(module: nn.Module, layout: Layout, vector: Vector) -> None:
     """Copy a vector into a torch module, tensor by tensor, in place."""
+    if not vector.flags.writeable:
+        vector = vector.copy()  # torch warns of arrays that it could not write to
     with torch.no_grad():
         state = module.state_dict()
         for name, view in layout.views(vector).items():

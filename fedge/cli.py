@@ -1,0 +1,128 @@
+"""What the console scripts share: their common options, how they log, stop and fail.
+
+A script is four lines around one command::
+
+    app = make_app()
+
+    @app.command()
+    def serve(config: ConfigOption = None, overrides: SetOption = None, check: CheckOption = False):
+        setup_logging("fedge-server")
+        settings = load(ServerConfig, config, overrides or ())
+        ...
+
+    def main() -> None:
+        run_cli(app)
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from fedge.errors import FedgeError
+
+EXIT_BUG = 1
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration file (TOML)."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be repeated."),
+]
+CheckOption = Annotated[
+    bool,
+    typer.Option("--check", help="Only check the configuration, then exit."),
+]
+
+log = logging.getLogger(__name__)
+
+
+def make_app() -> typer.Typer:
+    """Return an empty typer application: plain help, no completion, tracebacks left to us."""
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def run_cli(app: typer.Typer, args: Sequence[str] | None = None) -> NoReturn:
+    """Run a console script and end the process with the status a shell expects.
+
+    0 or the command's own status; 2 for a `FedgeError` (one line on stderr) and for wrong usage;
+    130 for Ctrl-C; 1, quietly, when nobody reads our output; 1 with a traceback for a bug.
+
+    Args:
+        app: the script's typer application.
+        args: arguments; None takes those of the process.
+    """
+    try:
+        typer.main.get_command(app)(args=args)
+    except KeyboardInterrupt:
+        status: object = EXIT_INTERRUPTED
+    except FedgeError as error:
+        typer.echo(f"error: {'; '.join(str(error).splitlines())}", err=True)
+        status = EXIT_ERROR
+    except SystemExit as error:
+        status = error.code
+    except Exception:  # the outermost boundary: what arrives here was mapped by nobody
+        log.critical("this is a bug in fedge, please report it with the lines below", exc_info=True)
+        status = EXIT_BUG
+    else:
+        status = 0
+    _flush_output()
+    sys.exit(status)  # type: ignore[arg-type]
+
+
+def setup_logging(program: str) -> None:
+    """Log to stderr, one line a record that begins with time and program.
+
+    The environment variable ``FEDGE_LOG_LEVEL`` chooses the level (``INFO``).
+    """
+    level = os.environ.get("FEDGE_LOG_LEVEL", "INFO").upper()
+    known = level in logging.getLevelNamesMapping()
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level if known else logging.INFO,
+        format=f"%(asctime)s {program} %(levelname)s %(message)s",
+        force=True,
+    )
+    if not known:
+        log.warning("FEDGE_LOG_LEVEL=%s is not a level; using INFO", level)
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that the first SIGINT or SIGTERM sets; call it in the main thread.
+
+    The second signal acts as it would have without us, so a stop that hangs can be ended.
+    """
+    stop = threading.Event()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+        # Not stop.set() itself: the interrupted main thread may hold the event's own lock.
+        _thread.start_new_thread(stop.set, ())
+
+    for number in previous:
+        signal.signal(number, handle)
+    return stop
+
+
+def _flush_output() -> None:
+    """Flush now what the interpreter would flush at exit, where a closed pipe is not quiet."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,62 @@
+"""Examples as torch tensors, and the checks that name the example at fault."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedge.errors import TaskError
+from fedge.task import Examples
+
+
+def to_tensors(examples: Examples) -> tuple[Tensor, Tensor]:
+    """Return copies of inputs and targets as tensors.
+
+    Raises:
+        TaskError: an input or target is NaN or infinite; names the first such example.
+    """
+    for kind, values in (("input", examples.inputs), ("target", examples.targets)):
+        if np.issubdtype(values.dtype, np.floating):
+            finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+            if not finite.all():
+                raise TaskError(
+                    f"example {int(np.argmin(finite))} has a non-finite {kind}; nothing was "
+                    f"trained: remove it ({np.count_nonzero(~finite)} of {len(values)} are so)"
+                )
+    return torch.tensor(examples.inputs), torch.tensor(examples.targets)
+
+
+def check_finite(values: Tensor, positions: Tensor, what: str, step: int) -> None:
+    """Refuse a batch in which one example's value is NaN or infinite.
+
+    Args:
+        values: one value an example of the batch, ``[B]``.
+        positions: where the batch's examples stand in the data, ``[B]``.
+        what: what the values are, for the text.
+        step: counted from 0.
+
+    Raises:
+        TaskError: names the first such example.
+    """
+    finite = torch.isfinite(values)
+    if not finite.all():
+        example = int(positions[int(torch.argmin(finite.int()))])
+        raise TaskError(
+            f"example {example} has a non-finite {what} in step {step + 1}: its values overflow "
+            "the model, or training diverged (lower train.learning_rate)"
+        )
+
+
+def check_losses(losses: Tensor, num_examples: int) -> Tensor:
+    """Return the losses, or refuse a task that does not give one an example.
+
+    Raises:
+        TaskError: the shape is not ``[B]``.
+    """
+    if losses.shape != (num_examples,):
+        raise TaskError(
+            f"the task's loss has shape {list(losses.shape)} for {num_examples} examples; it must "
+            f"be one loss an example, [{num_examples}] (reduction='none')"
+        )
+    return losses
