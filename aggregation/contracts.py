@@ -6,6 +6,7 @@ from round to round; it is checkpointed, so it holds arrays and JSON scalars onl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -71,13 +72,12 @@ class StreamingAggregator(Protocol[S]):
 
 
 class UpdateFile(Protocol):
-    """Updates of one round on disk, read back in chunks of coordinates.
+    """Updates of one round on disk, read back in chunks of coordinates."""
 
-    Attributes:
-        num_examples: ``[N]`` example weights, in client order.
-    """
-
-    num_examples: np.ndarray[Any, np.dtype[np.float64]]
+    @property
+    def num_examples(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the example weights, ``[N]``, in client order."""
+        ...
 
     def __len__(self) -> int:
         """Return N, the number of updates."""
@@ -155,5 +155,7 @@ class OptimizerOptions:
 
 STREAMING: Registry[type[StreamingAggregator[Any]]] = Registry("streaming aggregator")
 BUFFERED: Registry[type[BufferedAggregator]] = Registry("buffered aggregator")
-OPTIMIZERS: Registry[type[ServerOptimizer[Any]]] = Registry("server optimizer")
+OPTIMIZERS: Registry[Callable[[OptimizerOptions], ServerOptimizer[Any]]] = Registry(
+    "server optimizer"
+)
 CODECS: Registry[type[Codec[Any]]] = Registry("codec")

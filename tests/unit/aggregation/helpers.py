@@ -1,0 +1,34 @@
+"""What the tests of this package share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from aggregation.contracts import ClientUpdate, RoundContext
+from fedge.params import Layout, Vector
+
+LAYOUT = Layout(("layer.weight", "layer.bias"), ((2, 2), (1,)))
+CONTEXT = RoundContext(round=3)
+
+values = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
+vectors = hnp.arrays(np.float32, LAYOUT.size, elements=values)
+weights = st.floats(0.5, 1e5)
+cohorts = st.lists(st.tuples(vectors, weights), min_size=1, max_size=12).map(
+    lambda pairs: [
+        ClientUpdate(client, delta, weight) for client, (delta, weight) in enumerate(pairs)
+    ]
+)
+
+
+def close(actual: Vector, expected: npt.NDArray[Any], scale: float) -> bool:
+    """Tell whether two vectors agree to a few ulp of the largest value that was summed."""
+    return bool(np.all(np.abs(actual - expected) <= 16 * np.finfo(np.float32).eps * scale + 1e-37))
+
+
+def largest(updates: list[ClientUpdate]) -> float:
+    return max(float(np.abs(update.delta).max()) for update in updates)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aggregation.contracts import ClientUpdate
+from aggregation.spill import SpilledUpdates
+from fedge.errors import AggregationError, UpdateRejected
+from fedge.params import Layout
+
+LAYOUT = Layout(("weight",), ((6,),))
+NODE_IDS = [2**63 + 5, 12, 7]
+
+
+@pytest.fixture
+def spilled(tmp_path: Path) -> Iterator[SpilledUpdates]:
+    updates = SpilledUpdates(LAYOUT, tmp_path / "spill")
+    yield updates
+    updates.close()
+
+
+def fill(spilled: SpilledUpdates) -> None:
+    for client in NODE_IDS:
+        delta = np.arange(6, dtype=np.float32) + client % 1000
+        spilled.append(ClientUpdate(client, delta, float(client % 1000)))
+
+
+def test_rows_and_weights_come_back_in_client_order(spilled: SpilledUpdates) -> None:
+    fill(spilled)
+    assert len(spilled) == 3
+    assert spilled.num_examples.tolist() == [7.0, 12.0, float((2**63 + 5) % 1000)]
+    np.testing.assert_array_equal(spilled.columns(1, 3)[:2], [[8, 9], [13, 14]])
+
+
+def test_columns_are_copies_that_outlive_the_file(spilled: SpilledUpdates) -> None:
+    fill(spilled)
+    before = spilled.columns(0, 6)
+    before[...] = -1
+    assert spilled.columns(0, 6).min() >= 0
+    spilled.close()
+    assert before.max() == -1
+
+
+def test_an_update_may_be_appended_after_reading(spilled: SpilledUpdates) -> None:
+    fill(spilled)
+    spilled.columns(0, 6)
+    spilled.append(ClientUpdate(1, np.full(6, 99, np.float32), 1.0))
+    assert spilled.columns(5, 6).shape == (4, 1)
+    assert spilled.columns(5, 6)[0, 0] == 99
+
+
+def test_no_update_is_no_row(spilled: SpilledUpdates) -> None:
+    assert spilled.columns(2, 5).shape == (0, 3)
+    assert spilled.num_examples.shape == (0,)
+
+
+def test_nothing_of_a_client_has_a_name_on_disk(spilled: SpilledUpdates, tmp_path: Path) -> None:
+    fill(spilled)
+    assert list((tmp_path / "spill").iterdir()) == []
+
+
+def test_a_wrong_layout_is_refused_before_it_is_written(spilled: SpilledUpdates) -> None:
+    with pytest.raises(UpdateRejected):
+        spilled.append(ClientUpdate(1, np.zeros(5, np.float32), 1.0))
+    assert len(spilled) == 0
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AggregationError, match=r"file.*streaming aggregator"):
+        SpilledUpdates(LAYOUT, tmp_path / "file" / "spill")
+
+
+def test_a_full_disk_is_named_and_the_update_is_not_counted(
+    spilled: SpilledUpdates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(spilled)
+
+    class FullDisk:
+        def seek(self, offset: int) -> int:
+            return offset
+
+        def write(self, data: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = spilled._file
+    monkeypatch.setattr(spilled, "_file", FullDisk())
+    with pytest.raises(AggregationError, match="No space left"):
+        spilled.append(ClientUpdate(1, np.zeros(6, np.float32), 1.0))
+    monkeypatch.setattr(spilled, "_file", whole)
+    assert spilled.columns(0, 6).shape == (3, 6)
+
+
+def test_closing_twice_is_fine(spilled: SpilledUpdates) -> None:
+    fill(spilled)
+    spilled.columns(0, 1)
+    spilled.close()
+    spilled.close()
+    assert spilled._file.closed
