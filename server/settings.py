@@ -99,11 +99,9 @@ class SuperLinkConfig:
     Attributes:
         port: where nodes, the ServerApp and ``flwr`` connect; devices elsewhere reach it
             through a proxy that lets ``/v1/fleet/*`` through and ends TLS.
-        require_node_auth: accept only nodes whose public key was registered.
     """
 
     port: int = limited(9092, ge=1, le=65535)
-    require_node_auth: bool = False
 
 
 @dataclass(frozen=True)

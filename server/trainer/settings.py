@@ -18,12 +18,14 @@ class TrainerConfig:
         address: where rank 0 serves.
         token_file: file whose first line callers must present; needed beyond loopback.
         max_model_bytes: largest model accepted.
+        collective_timeout_s: seconds a rank waits for the others within a step.
     """
 
     address: str = "127.0.0.1:9094"
     token_file: Path | None = None
     max_model_bytes: int = limited(4 * 1024**3, ge=4)
     num_threads: int = limited(1, ge=1)
+    collective_timeout_s: float = limited(60.0, gt=0)
     task: TaskConfig = field(default_factory=TaskConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
 

@@ -1,0 +1,60 @@
+"""The console script ``fedge-server``."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from fedge.cli import (
+    CheckOption,
+    ConfigOption,
+    SetOption,
+    make_app,
+    run_cli,
+    setup_logging,
+    stop_on_signals,
+)
+from fedge.config import load
+from server.settings import ServerConfig
+
+app = make_app()
+
+ExitWhenDoneOption = Annotated[
+    bool,
+    typer.Option("--exit-when-done", help="End after the last round instead of serving on."),
+]
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    check: CheckOption = False,
+    exit_when_done: ExitWhenDoneOption = False,
+) -> None:
+    """Run the rounds of a federation and publish every version to the devices.
+
+    Started again with the same configuration it resumes where it was. Status 1: the run failed.
+    """
+    # Every child of ours calls exec at once; gRPC's fork handlers would only complain.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    setup_logging("fedge-server")
+    settings = load(ServerConfig, config, overrides or ())
+    stop = stop_on_signals()
+    import torch  # takes a second
+
+    from server.supervisor import Supervisor, load_checked_task
+
+    if check:
+        task = load_checked_task(settings)
+        typer.echo(f"configuration is fine: task {task.name}, run folder {settings.run_dir}")
+        return
+    torch.set_num_threads(1)  # exports are small, and rounds need the processors
+    raise typer.Exit(Supervisor(settings, stop=stop, exit_when_done=exit_when_done).run())
+
+
+def main() -> None:
+    """Run ``fedge-server``."""
+    run_cli(app)

@@ -1,0 +1,210 @@
+"""Refinement between rounds, as the round loop sees it: weights in, refined weights out.
+
+Whatever goes wrong, here or at the trainer, is a `RefineError`: the aggregate stands and the
+round goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Protocol
+
+import grpc
+import numpy as np
+
+from fedge.channels import client_channel, map_rpc_error, read_token
+from fedge.chunks import iter_chunks, join_chunks
+from fedge.errors import RefineError, TransportError
+from fedge.params import Layout, Vector, vector_digest
+from fedge.task import Task
+from fedge.weights import layout_of
+from protos.fedge.v1 import trainer_pb2 as pb
+from protos.fedge.v1.trainer_pb2_grpc import TrainerStub
+from server.settings import RefineConfig, ServerConfig
+from server.trainer.loop import refine
+from server.trainer.spec import Refinement, RefineSpec
+from server.trainer.wire import order_for, order_to_proto
+
+IN_PROCESS = "in-process"
+
+_REFUSALS = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Refiner(Protocol):
+    """Refines the global model between rounds."""
+
+    def refine(self, weights: Vector, *, round: int, deadline_s: float) -> Refinement:
+        """Return refined weights.
+
+        Raises:
+            RefineError: whatever went wrong; the given weights stand.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what is held."""
+        ...
+
+
+def make_refiner(config: ServerConfig, task: Task) -> Refiner | None:
+    """Return the refiner that the configuration names; None where refinement is off.
+
+    Raises:
+        ConfigError: the token cannot be read.
+    """
+    if not config.refine.trainer:
+        return None
+    spec = _spec_from(config)
+    if config.refine.trainer == IN_PROCESS:
+        return InProcessRefiner(task, spec)
+    layout = layout_of(task.build_model())
+    return GrpcRefiner(config.refine, config.run_name, layout, spec)
+
+
+class InProcessRefiner:
+    """Refines in this process, without a trainer: simulation and ``flwr run .``."""
+
+    def __init__(self, task: Task, spec: RefineSpec) -> None:
+        self._task = task
+        self._spec = spec
+        self._layout = layout_of(task.build_model())
+        self._proxy = task.cloud_data().proxy
+
+    def refine(self, weights: Vector, *, round: int, deadline_s: float) -> Refinement:
+        """Return refined weights."""
+        spec = replace(self._spec, round=round, deadline_s=deadline_s)
+        try:
+            return refine(self._task, self._layout, weights, spec, proxy=self._proxy)
+        except RefineError:
+            raise
+        except Exception as error:  # a task's own code may raise anything; the round must go on
+            log.exception("refinement of round %d failed", round)
+            raise RefineError(f"refinement failed: {type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class GrpcRefiner:
+    """Asks the cloud trainer; each refinement opens a connection of its own.
+
+    A channel kept open would remember a trainer that was down and refuse for a while after it is
+    back.
+
+    Raises:
+        ConfigError: the token cannot be read.
+    """
+
+    def __init__(
+        self, config: RefineConfig, run_name: str, layout: Layout, spec: RefineSpec
+    ) -> None:
+        self._address = config.trainer
+        self._tls = config.tls
+        self._token = None if config.token_file is None else read_token(config.token_file)
+        self._run_name = run_name
+        self._layout = layout
+        self._spec = spec
+
+    def refine(self, weights: Vector, *, round: int, deadline_s: float) -> Refinement:
+        """Return refined weights whose digest was checked."""
+        spec = replace(self._spec, round=round, deadline_s=deadline_s)
+        who = f"the trainer at {self._address}"
+        started = time.monotonic()
+        try:
+            with client_channel(self._address, self._tls, self._token) as channel:
+                responses = TrainerStub(channel).Refine(
+                    self._requests(weights, spec), timeout=deadline_s
+                )
+                summary = _read_summary(responses)
+                refined = self._read_weights(responses, summary)
+        except grpc.RpcError as error:
+            raise RefineError(_explain(error, who)) from error
+        except TransportError as error:
+            raise RefineError(f"{who} answered nonsense: {error}") from error
+        return Refinement(
+            refined,
+            summary.steps,
+            time.monotonic() - started,
+            summary.loss_first,
+            summary.loss_last,
+        )
+
+    def close(self) -> None:
+        """Do nothing: no connection outlives a refinement."""
+
+    def _requests(self, weights: Vector, spec: RefineSpec) -> Iterator[pb.RefineRequest]:
+        order = order_for(self._run_name, self._layout, weights, spec)
+        yield pb.RefineRequest(spec=order_to_proto(order))
+        for chunk in iter_chunks(weights.tobytes()):
+            yield pb.RefineRequest(weights=chunk)
+
+    def _read_weights(
+        self, responses: Iterable[pb.RefineResponse], summary: pb.RefineSummary
+    ) -> Vector:
+        size = self._layout.size_bytes
+        if summary.size_bytes != size:
+            raise TransportError(f"{summary.size_bytes} bytes announced, the model has {size}")
+        content = join_chunks(
+            (_part(response, "weights") for response in responses),
+            size_bytes=size,
+            limit_bytes=size,
+            what="refined weights",
+        )
+        refined: Vector = np.frombuffer(content, np.float32).copy()
+        if vector_digest(refined) != summary.digest:
+            raise TransportError("the refined weights do not match their digest")
+        if not _all_finite(refined, summary):
+            raise TransportError("the refined weights or losses are not finite")
+        return refined
+
+
+def _spec_from(config: ServerConfig) -> RefineSpec:
+    wanted = config.refine
+    return RefineSpec(
+        objective=wanted.objective,
+        learning_rate=wanted.learning_rate,
+        momentum=wanted.momentum,
+        batch_size=wanted.batch_size,
+        steps=wanted.steps,
+        deadline_s=wanted.deadline_s,
+        seed=config.seed,
+    )
+
+
+def _read_summary(responses: Iterable[pb.RefineResponse]) -> pb.RefineSummary:
+    for response in responses:
+        if response.WhichOneof("part") != "progress":
+            summary: pb.RefineSummary = _part(response, "summary")
+            return summary
+        log.debug("refinement: step %d, loss %.4f", response.progress.step, response.progress.loss)
+    raise TransportError("the answer ended before its summary")
+
+
+def _all_finite(refined: Vector, summary: pb.RefineSummary) -> bool:
+    losses = (summary.loss_first, summary.loss_last)
+    return bool(np.isfinite(refined).all() and np.isfinite(losses).all())
+
+
+def _part(response: pb.RefineResponse, name: str) -> Any:
+    found = response.WhichOneof("part")
+    if found != name:
+        raise TransportError(f"expected {name}, got {found}")
+    return getattr(response, name)
+
+
+def _explain(error: grpc.RpcError, who: str) -> str:
+    """Say what happened; what the trainer itself refused, in its own words."""
+    call: Any = error  # what grpc raises is a grpc.Call too; its stubs do not say so
+    if isinstance(call, grpc.Call) and call.code() in _REFUSALS:
+        return f"{who} refused or failed: {call.details()}"
+    return str(map_rpc_error(error, who))

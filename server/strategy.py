@@ -1,0 +1,336 @@
+"""The rounds: a Flower strategy whose `start` runs them itself, by deadline and quorum.
+
+Its hooks (`configure_train`, `aggregate_train`, ...) are those of every Flower strategy, and
+`start` uses them; what differs is that replies are taken as they come, that a round ends at its
+deadline whatever is missing, and that each round is committed before the next one begins.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from aggregation.cohort import RoundAggregate
+from fedge.errors import AggregationError
+from fedge.messages import ARRAYS, CONFIG, WeightsRequest, encode_request
+from fedge.records import from_array_record, to_array_record
+from server.checkpoint import Checkpoint
+from server.evaluation import FederatedEvaluation
+from server.events import EventLog
+from server.model_update import ModelUpdate
+from server.refine_step import Refined, RefineStep
+from server.round_commit import RoundCommit, TrainingReport
+from server.round_exchange import Exchange
+from server.round_intake import ClientErrors, RoundIntake
+from server.selection import Cohort, DeviceWatch, choose_cohort
+from server.settings import ServerConfig
+
+log = logging.getLogger(__name__)
+
+TTL_IN_DEADLINES = 2.0
+"""A node that dies with a message in hand is asked again after so many deadlines, not never."""
+
+
+class HybridStrategy(Strategy):
+    """Rounds of training on devices with refinement in the cloud between them.
+
+    Args:
+        config: of the server.
+        state: the last committed checkpoint; the rounds go on after it.
+        update: aggregator, gate and server optimiser.
+        refine: refinement of the aggregate; None where it is off.
+        commit: where rounds are committed.
+        events: where the supervisor reads what happens.
+
+    Attributes:
+        state: the last committed checkpoint.
+        stop_reason: why the rounds ended before the last one; empty if they did not.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        state: Checkpoint,
+        *,
+        update: ModelUpdate,
+        refine: RefineStep | None,
+        commit: RoundCommit,
+        events: EventLog,
+    ) -> None:
+        self.state = state
+        self.stop_reason = ""
+        self._config = config
+        self._update = update
+        self._refine = refine
+        self._commit = commit
+        self._events = events
+        self._errors = ClientErrors(events)
+        self._first_round = state.round + 1
+        self._link: tuple[Grid, Exchange, DeviceWatch] | None = None
+        # What the hooks of the open round tell `start`.
+        self._cohort = Cohort((), 0)
+        self._next = state
+        self._intake: RoundIntake | None = None
+        self._evaluation = FederatedEvaluation(config.aggregation.max_examples)
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the rounds after `state` up to and including ``num_rounds``.
+
+        Args:
+            grid: the way to the nodes.
+            initial_arrays: weights to begin with: those of `state`.
+            num_rounds: number of the last round.
+            timeout: seconds that bound every deadline of the configuration.
+            train_config: entries to send with train messages besides fedge's own.
+            evaluate_config: the same for evaluate messages.
+            evaluate_fn: called after each round, beside the evaluation that is committed.
+
+        Raises:
+            DeadlineExceeded: not enough devices connected in time.
+            CheckpointError: a round cannot be committed.
+        """
+        self.summary()
+        layout = self.state.layout
+        self.state = replace(self.state, weights=from_array_record(layout, initial_arrays))
+        result = Result(arrays=initial_arrays)
+        while self.state.round < num_rounds:
+            training = self._train(grid, num_rounds, timeout, train_config)
+            if training is None:
+                break
+            aggregate = self._next.weights
+            refined = self._refined(training)
+            evaluation = self._evaluate(grid, num_rounds, timeout, evaluate_config)
+            self.state = self._commit.commit(self._next, training, aggregate, refined, evaluation)
+            result.arrays = to_array_record(layout, self.state.weights)
+            _add_to(result, self.state, training)
+            if evaluate_fn is not None:
+                evaluate_fn(self.state.round, result.arrays)
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Wait for devices and return one train message for each of the cohort."""
+        rounds = self._config.rounds
+        _, watch = self._connect(grid)
+        needed = rounds.min_devices if server_round == self._first_round else 1
+        free = watch.wait(needed, self.state.exhausted)
+        self._cohort = choose_cohort(rounds, free, self.state.seed, server_round)
+        ttl = TTL_IN_DEADLINES * rounds.deadline_s
+        return _messages(self._cohort, MessageType.TRAIN, server_round, arrays, config, ttl)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Take replies until the cohort is full or there are no more, and apply them.
+
+        Returns:
+            None in place of arrays where too few updates came: the model stays as it is.
+        """
+        intake = RoundIntake(self.state, server_round, self._update.gate, self._errors)
+        self._intake = intake
+        with self._update.open_aggregate(server_round, self.state.memory) as aggregate:
+            for message in replies:
+                intake.take(message, aggregate)
+                if intake.num_accepted == self._cohort.target:
+                    break
+            self._next = replace(
+                self.state,
+                round=server_round,
+                epsilon={**self.state.epsilon, **intake.epsilon},
+                exhausted=self.state.exhausted | intake.exhausted,
+            )
+            applied = self._apply(intake, aggregate)
+        metrics = MetricRecord(
+            {"num-accepted": intake.num_accepted, "num-refused": intake.refused.total()}
+        )
+        arrays = to_array_record(self._next.layout, self._next.weights) if applied else None
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return one evaluate message for each of a cohort of those connected; waits for none."""
+        _, watch = self._connect(grid)
+        cohort = choose_cohort(self._config.rounds, watch.free(), self.state.seed, server_round)
+        ttl = TTL_IN_DEADLINES * self._config.evaluate.deadline_s
+        return _messages(cohort, MessageType.EVALUATE, server_round, arrays, config, ttl)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return weighted means over those who answer, and the worst tenth's accuracy."""
+        self._evaluation = FederatedEvaluation(self._config.aggregation.max_examples)
+        for message in replies:
+            self._evaluation.take(message)
+        metrics = self._evaluation.metrics()
+        log.info("round %d: devices evaluate %s", server_round, metrics or "nothing")
+        return MetricRecord(dict(metrics)) if metrics else None
+
+    def summary(self) -> None:
+        """Log what is going to happen."""
+        rounds, aggregation = self._config.rounds, self._config.aggregation
+        log.info(
+            "run %s, %d parameters: from round %d, cohort %s, deadline %g s, quorum %g, %s + %s, "
+            "refinement %s",
+            self.state.run_name,
+            self.state.layout.size,
+            self.state.round + 1,
+            rounds.cohort_size or "of all devices",
+            rounds.deadline_s,
+            rounds.quorum,
+            aggregation.aggregator,
+            aggregation.server_optimizer,
+            "on" if self._refine else "off",
+        )
+
+    def _train(
+        self, grid: Grid, num_rounds: int, timeout: float, extra: ConfigRecord | None
+    ) -> TrainingReport | None:
+        """Run the training part of a round; None where nobody is left to ask."""
+        round = self.state.round + 1
+        exchange, _ = self._connect(grid)
+        arrays, config = _records(self._request(self.state, num_rounds), extra)
+        messages = list(self.configure_train(round, arrays, config, grid))
+        if not messages:
+            self.stop_reason = "every device has spent its privacy budget"
+            log.warning("no further rounds: %s", self.stop_reason)
+            return None
+        started_at = time.monotonic()
+        ends_at = started_at + min(timeout, self._config.rounds.deadline_s)
+        asked = exchange.send(messages, ends_at)
+        self._events.append("round-started", round=round, num_selected=len(asked))
+        with closing(exchange.replies(ends_at)) as replies:
+            updated, _ = self.aggregate_train(round, replies)
+        intake = self._intake
+        assert intake is not None
+        return TrainingReport(
+            num_selected=len(messages),
+            num_accepted=intake.num_accepted,
+            num_late=exchange.take_num_late(),
+            refused=dict(intake.refused + exchange.refused),
+            started_at=started_at,
+            applied=updated is not None,
+        )
+
+    def _apply(self, intake: RoundIntake, aggregate: RoundAggregate) -> bool:
+        """Make the open round's updates the next weights; tell whether they changed."""
+        quorum = self._cohort.quorum(self._config.rounds.quorum)
+        if intake.num_accepted < quorum:
+            log.warning(
+                "round %d: %d updates came and %d are needed; the model stays as it is "
+                "(refused: %s)",
+                self._next.round,
+                intake.num_accepted,
+                quorum,
+                dict(intake.refused) or "none",
+            )
+            return False
+        try:
+            self._next = self._update.apply(self._next, aggregate)
+        except AggregationError as error:
+            log.error("the model stays as it is: %s", error)
+            return False
+        return True
+
+    def _refined(self, training: TrainingReport) -> Refined:
+        """Refine what the round has changed; a round that changed nothing changes nothing."""
+        if self._refine is None or not training.applied:
+            return Refined(self._next.weights)
+        refined = self._refine.apply(self._next.round, self._next.weights)
+        self._next = replace(self._next, weights=refined.weights)
+        return refined
+
+    def _evaluate(
+        self, grid: Grid, num_rounds: int, timeout: float, extra: ConfigRecord | None
+    ) -> dict[str, Any] | None:
+        """Let devices evaluate the weights about to be committed; None where it is not due."""
+        settings = self._config.evaluate
+        round = self._next.round
+        if settings.every_rounds == 0 or round % settings.every_rounds:
+            return None
+        exchange, _ = self._connect(grid)
+        arrays, config = _records(self._request(self._next, num_rounds), extra)
+        ends_at = time.monotonic() + min(timeout, settings.deadline_s)
+        messages = self.configure_evaluate(round, arrays, config, grid)
+        asked = exchange.send(messages, ends_at)
+        with closing(exchange.replies(ends_at)) as replies:
+            self.aggregate_evaluate(round, replies)
+        return self._evaluation.summary(len(asked))
+
+    def _request(self, state: Checkpoint, num_rounds: int) -> WeightsRequest:
+        """Return what is asked of the nodes in the round after the last committed one."""
+        return WeightsRequest(
+            run_name=state.run_name,
+            round=self.state.round + 1,
+            num_rounds=num_rounds,
+            layout=state.layout,
+            weights=state.weights,
+            hyper=self._config.train,
+        )
+
+    def _connect(self, grid: Grid) -> tuple[Exchange, DeviceWatch]:
+        """Return what is outstanding on a grid, and who is connected to it."""
+        if self._link is None or self._link[0] is not grid:
+            exchange = Exchange(grid, self._config.rounds.poll_interval_s)
+            self._link = (grid, exchange, DeviceWatch(exchange, self._config.rounds))
+        return self._link[1], self._link[2]
+
+
+def _records(
+    request: WeightsRequest, extra: ConfigRecord | None
+) -> tuple[ArrayRecord, ConfigRecord]:
+    content = encode_request(request)
+    config = content.config_records[CONFIG]
+    return content.array_records[ARRAYS], ConfigRecord({**(extra or {}), **config})
+
+
+def _messages(
+    cohort: Cohort,
+    message_type: str,
+    round: int,
+    arrays: ArrayRecord,
+    config: ConfigRecord,
+    ttl: float,
+) -> list[Message]:
+    """Return one message a node; the arrays are shared, the rest is each message's own."""
+    return [
+        Message(
+            RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(dict(config))}),
+            node,
+            message_type,
+            ttl=ttl,
+            group_id=str(round),
+        )
+        for node in cohort.nodes
+    ]
+
+
+def _add_to(result: Result, committed: Checkpoint, training: TrainingReport) -> None:
+    """File a committed round where Flower's own strategies would."""
+    metrics = committed.metrics
+    central = {
+        name: float(value)
+        for name, value in metrics.items()
+        if name.endswith(("_test", "_gate")) and value is not None
+    }
+    result.evaluate_metrics_serverapp[committed.round] = MetricRecord(dict(central))
+    counts = {"num-accepted": training.num_accepted, "num-late": training.num_late}
+    result.train_metrics_clientapp[committed.round] = MetricRecord(dict(counts))

@@ -1,0 +1,160 @@
+"""Jobs of the trainer: run one after the other, by all ranks together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fedge.errors import RefineError, TaskError, TransportError
+from fedge.params import Vector
+from fedge.rng import stream
+from fedge.task import Examples, Task
+from fedge.training.local import LocalTrainer
+from server.trainer.loop import Progress, ShouldStop, refine
+from server.trainer.ranks import Ranks, TorchRanks
+from server.trainer.spec import Refinement, RefineSpec
+
+HELD_OUT_FRACTION = 0.25
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One refinement and the share of the proxy data that it trains on.
+
+    Attributes:
+        share: ``all``, or ``search``: less the held-out split that candidates are scored on.
+    """
+
+    spec: RefineSpec
+    share: Literal["all", "search"] = "all"
+
+    def to_json(self) -> str:
+        """Return the text that `from_json` reads."""
+        return json.dumps({"spec": asdict(self.spec), "share": self.share})
+
+    @staticmethod
+    def from_json(text: str) -> Job:
+        """Read what `to_json` wrote."""
+        data = json.loads(text)
+        return Job(RefineSpec(**data["spec"]), data["share"])
+
+
+class JobRunner:
+    """Runs jobs in a single thread of its own, rank 0 and followers in step.
+
+    Attributes:
+        num_done: refinements finished, searches left out.
+
+    Raises:
+        TaskError: the task has no proxy data, or its model cannot be used.
+    """
+
+    def __init__(self, task: Task, ranks: Ranks) -> None:
+        self.task = task
+        self.ranks = ranks
+        self.num_done = 0
+        self._trainer = LocalTrainer(task)
+        self.layout = self._trainer.layout
+        self._proxy = task.cloud_data().proxy
+        if len(self._proxy) == 0:
+            raise TaskError(f"task {task.name} has no proxy data: there is nothing to refine on")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="refine")
+
+    @property
+    def num_examples(self) -> int:
+        """Number of proxy examples."""
+        return len(self._proxy)
+
+    def start(
+        self, job: Job, weights: Vector, progress: Progress, should_stop: ShouldStop
+    ) -> Future[Refinement]:
+        """Queue a job on rank 0; its future fails with `RefineError`."""
+        try:
+            return self._thread.submit(self._lead, job, weights, progress, should_stop)
+        except RuntimeError as error:  # what an executor raises once it was shut down
+            raise RefineError("the trainer is shutting down") from error
+
+    def score(self, weights: Vector, seed: int) -> float:
+        """Return the mean loss on the held-out split of the proxy data."""
+        _, held_out = split_for_search(self._proxy, seed)
+        losses = self._thread.submit(self._trainer.losses, weights, held_out)
+        return float(np.mean(losses.result()))
+
+    def follow(self, stop: threading.Event) -> None:
+        """Take part in rank 0's jobs until it or the event says stop.
+
+        Raises:
+            TransportError: rank 0 was lost.
+        """
+        assert isinstance(self.ranks, TorchRanks)
+        weights = torch.empty(self.layout.size, dtype=torch.float32)
+        while (text := self.ranks.receive(weights, stop)) is not None:
+            try:
+                self._run(Job.from_json(text), weights.numpy(), lambda *_: None, stop.is_set)
+            except RefineError as error:  # rank 0 fails at the same step and tells the caller
+                log.info("%s", error)
+
+    def close(self) -> None:
+        """Finish the running job, drop those that wait, and dismiss the other ranks."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self.ranks.close()
+
+    def _lead(
+        self, job: Job, weights: Vector, progress: Progress, should_stop: ShouldStop
+    ) -> Refinement:
+        if should_stop():
+            raise RefineError("the refinement was cancelled before its first step")
+        try:
+            self.ranks.announce(job.to_json(), weights)
+            refinement = self._run(job, weights, progress, should_stop)
+        except TransportError as error:
+            self.ranks.lost.set()
+            raise RefineError(str(error)) from error
+        except RefineError:  # all ranks stopped at the same step
+            raise
+        except Exception as error:  # a task's own code may raise anything; callers get one kind
+            log.exception("refinement of round %d failed", job.spec.round)
+            if self.ranks.size > 1:  # who knows at which step the others are
+                self.ranks.lost.set()
+            raise RefineError(f"the task failed: {type(error).__name__}: {error}") from error
+        self.num_done += job.share == "all"
+        return refinement
+
+    def _run(
+        self, job: Job, weights: Vector, progress: Progress, should_stop: ShouldStop
+    ) -> Refinement:
+        proxy = self._proxy
+        if job.share == "search":
+            proxy, _ = split_for_search(proxy, job.spec.seed)
+        return refine(
+            self.task,
+            self.layout,
+            weights,
+            job.spec,
+            proxy=proxy,
+            progress=progress,
+            should_stop=should_stop,
+            ranks=self.ranks,
+        )
+
+
+def split_for_search(proxy: Examples, seed: int) -> tuple[Examples, Examples]:
+    """Return what candidates train on and the held-out rest that scores them, by the seed.
+
+    Raises:
+        RefineError: there are too few examples to hold any out.
+    """
+    num_held_out = int(len(proxy) * HELD_OUT_FRACTION)
+    if num_held_out < 1:
+        raise RefineError(f"{len(proxy)} proxy examples are too few for a search: 4 are needed")
+    order = stream(seed, "search-split").permutation(len(proxy))
+    return proxy.subset(order[num_held_out:]), proxy.subset(order[:num_held_out])

@@ -1,0 +1,179 @@
+"""The model registry over real gRPC on loopback."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedge.channels import client_channel, map_rpc_error
+from fedge.errors import ConfigError, ProtocolMismatch
+from fedge.manifest import Blob, SelfTest, verify
+from fedge.params import Layout
+from fedge.protocol import PROTOCOL_VERSION
+from fedge.settings import TlsConfig
+from protos.fedge.v1.registry_pb2 import FetchRequest, SignedManifest, WatchRequest
+from protos.fedge.v1.registry_pb2_grpc import ModelRegistryStub
+from server.export import ExportedModel
+from server.publisher import Publisher
+from server.registry import RegistryServer
+
+DEADLINE_S = 30.0
+KEY = Ed25519PrivateKey.generate()
+
+
+def model(weights: bytes) -> ExportedModel:
+    content = b"self-test"
+    return ExportedModel(
+        layout=Layout(("weight",), ((len(weights) // 4,),)),
+        weights=weights,
+        template=b"template",
+        plan=b"{}",
+        self_test=SelfTest(Blob.of(content), (1, 2), (1, 2)),
+        self_test_content=content,
+    )
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Publisher:
+    return Publisher(tmp_path, KEY, run_name="run", task="digits", keep_versions=3)
+
+
+@pytest.fixture
+def served(publisher: Publisher) -> Iterator[tuple[RegistryServer, str]]:
+    server = RegistryServer(publisher, "127.0.0.1:0", TlsConfig())
+    port = server.start()
+    yield server, f"127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def stub(served: tuple[RegistryServer, str]) -> Iterator[ModelRegistryStub]:
+    with client_channel(served[1], TlsConfig()) as channel:
+        yield ModelRegistryStub(channel)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < give_up, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+def watch(known_round: int = 0, protocol: int = PROTOCOL_VERSION) -> WatchRequest:
+    return WatchRequest(protocol=protocol, known_round=known_round, device="test")
+
+
+def fetch(digest: str, protocol: int = PROTOCOL_VERSION) -> FetchRequest:
+    return FetchRequest(protocol=protocol, digest=digest)
+
+
+def code_of(call: Callable[[], object]) -> grpc.StatusCode:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code()
+
+
+def test_a_watcher_gets_the_newest_version_at_once_then_each_new_one(
+    publisher: Publisher, stub: ModelRegistryStub
+) -> None:
+    publisher.publish(1, model(b"1" * 8))
+    stream = stub.Watch(watch(), timeout=DEADLINE_S)
+    rounds = [_round(next(iter(stream)))]
+    for round in (2, 3):
+        publisher.publish(round, model(bytes([round]) * 8))
+        rounds.append(_round(next(iter(stream))))
+    assert rounds == [1, 2, 3]
+
+
+def test_a_watcher_that_came_first_gets_the_first_version(
+    publisher: Publisher, stub: ModelRegistryStub, served: tuple[RegistryServer, str]
+) -> None:
+    stream = stub.Watch(watch(), timeout=DEADLINE_S)
+    wait_until(lambda: served[0].num_watchers == 1)
+    publisher.publish(0, model(b"0" * 8))
+    assert _round(next(iter(stream))) == 0
+
+
+def test_nothing_older_than_the_known_round_is_sent(
+    publisher: Publisher, stub: ModelRegistryStub
+) -> None:
+    publisher.publish(3, model(b"3" * 8))
+    stream = stub.Watch(watch(known_round=4), timeout=DEADLINE_S)
+    publisher.publish(4, model(b"4" * 8))
+    assert _round(next(iter(stream))) == 4
+
+
+def test_a_hundred_and_fifty_watchers_all_hear_of_a_version_and_fetch_still_works(
+    publisher: Publisher, stub: ModelRegistryStub, served: tuple[RegistryServer, str]
+) -> None:
+    streams = [stub.Watch(watch(), timeout=DEADLINE_S) for _ in range(150)]
+    wait_until(lambda: served[0].num_watchers == 150)
+    threads = threading.active_count()
+    version = publisher.publish(7, model(b"7" * 8))
+    assert {_round(next(iter(stream))) for stream in streams} == {7}
+    chunks = stub.Fetch(fetch(version.manifest.weights.digest), timeout=DEADLINE_S)
+    assert b"".join(chunk.data for chunk in chunks) == b"7" * 8
+    assert threads < 150
+    for stream in streams:
+        stream.cancel()  # type: ignore[no-untyped-call]
+    wait_until(lambda: served[0].num_watchers == 0)
+
+
+def test_a_large_blob_comes_in_chunks_with_its_length_first(
+    publisher: Publisher, stub: ModelRegistryStub
+) -> None:
+    weights = bytes(range(256)) * 4096 * 3  # 3 MiB
+    version = publisher.publish(1, model(weights))
+    chunks = list(stub.Fetch(fetch(version.manifest.weights.digest), timeout=DEADLINE_S))
+    assert len(chunks) > 1
+    assert chunks[0].size_bytes == len(weights)
+    assert version.manifest.weights.check(b"".join(c.data for c in chunks), "weights") == weights
+
+
+def test_another_protocol_is_refused_and_both_versions_are_named(
+    publisher: Publisher, stub: ModelRegistryStub
+) -> None:
+    publisher.publish(1, model(b"1" * 8))
+    other = PROTOCOL_VERSION + 1
+    for call in (stub.Watch(watch(protocol=other)), stub.Fetch(fetch("a" * 64, protocol=other))):
+        with pytest.raises(grpc.RpcError) as caught:
+            next(iter(call))
+        error = map_rpc_error(caught.value)
+        assert isinstance(error, ProtocolMismatch)
+        assert str(other) in str(error)
+        assert str(PROTOCOL_VERSION) in str(error)
+
+
+def test_an_unknown_digest_is_not_found_and_a_path_is_invalid(
+    publisher: Publisher, stub: ModelRegistryStub
+) -> None:
+    publisher.publish(1, model(b"1" * 8))
+    assert code_of(lambda: next(iter(stub.Fetch(fetch("a" * 64))))) is grpc.StatusCode.NOT_FOUND
+    invalid = grpc.StatusCode.INVALID_ARGUMENT
+    assert code_of(lambda: next(iter(stub.Fetch(fetch("../versions/00000001.json"))))) is invalid
+
+
+def test_a_taken_port_is_a_config_error(
+    publisher: Publisher, served: tuple[RegistryServer, str]
+) -> None:
+    second = RegistryServer(publisher, served[1], TlsConfig())
+    with pytest.raises(ConfigError, match="cannot serve on"):
+        second.start()
+
+
+def test_stopping_ends_the_watchers_streams(publisher: Publisher) -> None:
+    server = RegistryServer(publisher, "127.0.0.1:0", TlsConfig())
+    address = f"127.0.0.1:{server.start()}"
+    with client_channel(address, TlsConfig()) as channel:
+        stream = ModelRegistryStub(channel).Watch(watch(), timeout=DEADLINE_S)
+        wait_until(lambda: server.num_watchers == 1)
+        server.stop()
+        assert code_of(lambda: next(iter(stream))) is not grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def _round(signed: SignedManifest) -> int:
+    return verify(signed.manifest, signed.signature, KEY.public_key()).round
