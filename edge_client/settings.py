@@ -115,3 +115,8 @@ class EdgeConfig:
     def socket_path(self) -> Path:
         """Path of the Unix socket that predictions are served on."""
         return self.inference.socket or self.state_dir / "inference.sock"
+
+    @property
+    def samples_path(self) -> Path:
+        """Path of the sample database."""
+        return self.state_dir / "samples.db"

@@ -1,0 +1,207 @@
+"""The device daemon: predictions at once, private training beside them, one process and a child.
+
+This process never imports torch. What can fail without the others fails alone: without a server
+the device predicts, with a damaged ledger it predicts and does not train.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from edge_client.client_app import make_client_app
+from edge_client.inference import Serving
+from edge_client.ledger import Account
+from edge_client.ledger_db import SqliteLedger
+from edge_client.model_store import ModelStore, load_bundled
+from edge_client.node_identity import SessionFile, load_identity
+from edge_client.participant import Participant, TrainedRound
+from edge_client.process_worker import ProcessWorker
+from edge_client.registry_client import RegistryClient
+from edge_client.replies import FileReplyStore
+from edge_client.sample_store import SampleDatabase
+from edge_client.service import DeviceStatus, InferenceService, serve
+from edge_client.settings import EdgeConfig
+from edge_client.state_folder import StateFolder
+from edge_client.supernode import NodeLoop
+from edge_client.worker_frames import ProcessSettings
+from fedge.durable import append_line
+from fedge.errors import ConfigError, FedgeError, ModelError, PrivacyError
+from fedge.flower_internals import NodeConnection
+from fedge.task import EdgeFiles
+
+SERVICE_GRACE_S = 0.5
+
+_log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """Everything that runs on one device."""
+
+    def __init__(self, config: EdgeConfig) -> None:
+        self._config = config
+        self._folder = StateFolder(config.state_dir)
+        self._worker = ProcessWorker(ProcessSettings.of(config))
+        self._registry: RegistryClient | None = None
+        self._node: NodeLoop | None = None
+        self._participant: Participant | None = None
+        self._ledger: SqliteLedger | None = None
+        self._problem = ""
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until the event is set; then end everything, in about a second.
+
+        Raises:
+            FedgeError: the device cannot serve as it is configured.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self._folder)
+            samples = stack.enter_context(
+                SampleDatabase(self._config.samples_path, self._config.store)
+            )
+            self._start_worker(stack, stop)
+            try:
+                self._start(stack, samples)
+            except FedgeError:
+                if not stop.is_set():  # else it is only the child that we ended ourselves
+                    raise
+            stop.wait()
+            _log.info("stopping")
+
+    def _start_worker(self, stack: ExitStack, stop: threading.Event) -> None:
+        """Start the child; a stop ends it at once, so that nothing waits for it."""
+        self._worker.start()
+        stack.callback(self._worker.stop)
+
+        def end_with_daemon() -> None:
+            stop.wait()
+            self._worker.stop()
+
+        threading.Thread(target=end_with_daemon, name="stop-training", daemon=True).start()
+
+    def _start(self, stack: ExitStack, samples: SampleDatabase) -> None:
+        config = self._config
+        key = load_release_key(config.registry.release_public_key)
+        store = ModelStore(self._folder.models, key, config.registry.keep_versions)
+        serving = self._make_serving(store)
+        server = serve(
+            InferenceService(serving, samples, self.status), config.socket_path, config.inference
+        )
+        stack.callback(lambda: server.stop(SERVICE_GRACE_S).wait())
+        self._registry = RegistryClient(
+            config.registry,
+            store,
+            serving,
+            device=config.name or config.state_dir.name,
+            num_threads=config.inference.num_threads,
+        )
+        self._registry.start()
+        stack.callback(self._registry.stop)
+        self._start_node(stack)
+        _log.info("ready on %s", config.socket_path)
+
+    def _make_serving(self, store: ModelStore) -> Serving:
+        """Serve what is stored, else the model as shipped, else wait for a first version."""
+        num_threads = self._config.inference.num_threads
+        try:
+            return Serving(store.load_engine(num_threads))
+        except ModelError as error:
+            if store.versions():
+                _log.warning("%s", error)
+        description = self._worker.describe()
+        if description.template:
+            files = EdgeFiles(Path(description.template), Path(description.plan))
+            return Serving(load_bundled(files, num_threads))
+        _log.warning("task %s ships no model: waiting for a first version", description.name)
+        return Serving(None)
+
+    def _start_node(self, stack: ExitStack) -> None:
+        """Take part in training, if a SuperLink is configured and the ledger is whole."""
+        node = self._config.node
+        if not node.superlink:
+            return
+        try:
+            self._ledger = SqliteLedger(self._folder.ledger)
+        except PrivacyError as error:
+            _log.error("%s", error)
+            self._problem = str(error)
+            return
+        stack.callback(self._ledger.close)
+        participant = Participant(
+            self._worker,
+            self._ledger,
+            FileReplyStore(self._folder.replies),
+            self._config.privacy,
+            journal=self._note_round,
+        )
+        self._participant = participant
+        identity = load_identity(self._folder.path)
+        self._node = NodeLoop(
+            lambda known: NodeConnection(
+                node.superlink, identity, ca=node.tls.ca, known_node_id=known
+            ),
+            make_client_app(lambda _: participant),
+            poll_interval_s=node.poll_interval_s,
+            reconnect_max_s=node.reconnect_max_s,
+            session=SessionFile(self._folder.path),
+        )
+        self._node.start()
+        stack.callback(self._node.stop)
+
+    def status(self) -> DeviceStatus:
+        """Return how this device is."""
+        problems = [self._problem]
+        problems += [part.problem for part in (self._node, self._participant) if part is not None]
+        if self._registry is not None:
+            problems.append(self._registry.problem)
+        account = self._account()
+        return DeviceStatus(
+            connected=self._node is not None and self._node.connected,
+            problem="; ".join(problem for problem in problems if problem),
+            epsilon=None if account is None else account.epsilon,
+            delta=None if account is None else account.delta,
+        )
+
+    def _account(self) -> Account | None:
+        """Return what was spent; None without DP, or while the ledger cannot be read."""
+        privacy = self._config.privacy
+        if not privacy.enabled or self._ledger is None:
+            return None
+        try:
+            return self._ledger.account() or Account(0.0, privacy.delta)
+        except PrivacyError:
+            return None
+
+    def _note_round(self, trained: TrainedRound) -> None:
+        try:
+            append_line(self._folder.rounds, json.dumps(asdict(trained)))
+        except OSError as error:
+            _log.warning("cannot note a round in %s: %s", self._folder.rounds, error.strerror)
+
+
+def load_release_key(path: Path | None) -> Ed25519PublicKey | None:
+    """Return the pinned release key, None when none is configured.
+
+    Raises:
+        ConfigError: the file is not an Ed25519 public key in PEM.
+    """
+    if path is None:
+        return None
+    name = "registry.release_public_key"
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", key=name) from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{path} is not a public key in PEM", key=name) from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigError(f"{path} is not an Ed25519 key: take the server's .pub file", key=name)
+    return key

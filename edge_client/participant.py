@@ -1,0 +1,201 @@
+"""One device's part in a round: plan, reserve, train, settle, encode, keep, answer.
+
+The daemon, ``flwr run .`` and the simulation all use this class; they differ in who works
+(`Worker`), who remembers (`Ledger`, `ReplyStore`) and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+import aggregation.codecs  # noqa: F401  (registers the codecs)
+from aggregation.contracts import CODECS
+from edge_client.ledger import TRAIN, Ledger
+from edge_client.replies import ReplyStore
+from edge_client.worker import Ask, Proposal, Trained, Worker
+from fedge.errors import BudgetExhausted, PrivacyError, TaskError
+from fedge.messages import EncodedUpdate, Evaluation, Refusal, RoundKey, WeightsRequest
+from fedge.settings import PrivacyConfig
+
+CODEC = "raw"
+# ε of many small spends and of one large spend differ in the last digits of a float.
+_ROUNDING = 1e-9
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainedRound:
+    """What the device notes about a round it trained; it stays on the device.
+
+    Attributes:
+        epsilon: ε spent in all after this round; None without DP.
+        finished_at: Unix seconds.
+    """
+
+    run: str
+    round: int
+    train_seconds: float
+    num_steps: int
+    epsilon: float | None
+    finished_at: float
+
+
+class Participant:
+    """Answers the server's requests.
+
+    Args:
+        worker: plans, trains and evaluates.
+        ledger: what was spent.
+        replies: the last answers.
+        privacy: what this device insists on, whatever the server says.
+        journal: told about each trained round.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        ledger: Ledger,
+        replies: ReplyStore,
+        privacy: PrivacyConfig,
+        *,
+        journal: Callable[[TrainedRound], None] | None = None,
+    ) -> None:
+        self._worker = worker
+        self._ledger = ledger
+        self._replies = replies
+        self._privacy = privacy
+        self._journal = journal
+        self._lock = threading.Lock()
+        self.problem = ""
+
+    def train(self, request: WeightsRequest) -> EncodedUpdate | Refusal:
+        """Answer a train request; the same request again gets the same bytes and costs nothing.
+
+        Raises:
+            PrivacyError: the ledger cannot be written; nothing was spent.
+            TransportError: the training process failed; what was reserved stays reserved.
+        """
+        with self._lock:
+            key = request.key
+            stored = self._replies.get(key)
+            if stored is not None:
+                return stored
+            try:
+                answer = self._train(request, key)
+            except TaskError as error:
+                answer = Refusal("task", str(error))
+            except BudgetExhausted as error:
+                answer = Refusal("budget", str(error))
+            self.problem = answer.detail if isinstance(answer, Refusal) else ""
+            return answer
+
+    def evaluate(self, request: WeightsRequest) -> Evaluation | Refusal:
+        """Answer an evaluate request.
+
+        Under DP it is refused: metrics of a small holdout, noised enough to be private, say
+        next to nothing, and would still cost budget.
+        """
+        if self._privacy.enabled:
+            return Refusal("private", "this device trains under DP and keeps its metrics home")
+        with self._lock:
+            try:
+                evaluation = self._worker.evaluate(request.layout.digest, request.weights)
+            except TaskError as error:
+                return Refusal("task", str(error))
+        return evaluation or Refusal("no-data", "this device has no labelled holdout samples")
+
+    def _train(self, request: WeightsRequest, key: RoundKey) -> EncodedUpdate | Refusal:
+        proposal = self._propose(request)
+        if proposal.num_examples < 1:
+            return Refusal("no-data", "this device has no labelled samples to train on yet")
+        number = self._reserve(key, proposal)
+        trained = self._worker.train(
+            request.layout.digest, request.weights, request.hyper, proposal.plan
+        )
+        if number is not None:
+            self._ledger.settle(number)
+        update = self._encode(request, key, proposal, trained)
+        self._replies.put(key, update)
+        self._note(request, trained, update.epsilon)
+        return update
+
+    def _propose(self, request: WeightsRequest) -> Proposal:
+        fixed = self._ledger.noise_multiplier(request.run_name) if self._privacy.enabled else None
+        if self._privacy.noise_multiplier > 0:
+            fixed = None  # the configuration fixes it, and may have changed since
+        proposal = self._worker.propose(
+            Ask(
+                layout_digest=request.layout.digest,
+                hyper=request.hyper,
+                privacy=self._privacy,
+                num_rounds_left=max(1, request.num_rounds - request.round + 1),
+                spent=self._ledger.spends(TRAIN),
+                noise_multiplier=fixed,
+            )
+        )
+        if self._privacy.enabled and proposal.num_examples >= 1 and proposal.plan is None:
+            raise PrivacyError("the worker proposed to train without DP although DP is on")
+        return proposal
+
+    def _reserve(self, key: RoundKey, proposal: Proposal) -> int | None:
+        """Write down what the round will cost; return its number, None without DP."""
+        plan, budget = proposal.plan, self._privacy.epsilon
+        if plan is None:
+            return None
+        if proposal.epsilon_after > budget * (1 + _ROUNDING):
+            raise BudgetExhausted(
+                spent=proposal.epsilon_before, needed=proposal.epsilon_after, budget=budget
+            )
+        if self._ledger.noise_multiplier(key.run_name) is None:
+            self._ledger.fix_noise_multiplier(key.run_name, plan.noise_multiplier)
+        return self._ledger.reserve(
+            key,
+            plan.spend,
+            partition=TRAIN,
+            epsilon=proposal.epsilon_after,
+            delta=plan.delta,
+        )
+
+    def _encode(
+        self, request: WeightsRequest, key: RoundKey, proposal: Proposal, trained: Trained
+    ) -> EncodedUpdate:
+        codec = CODECS[CODEC]()
+        state = codec.init(request.layout)
+        encoded, _ = codec.encode(trained.delta, state, np.random.default_rng())
+        return EncodedUpdate(
+            round=request.round,
+            parent=key.parent,
+            layout_digest=request.layout.digest,
+            codec=encoded.codec,
+            payload=encoded.payload,
+            num_examples=proposal.num_examples,
+            epsilon=None if proposal.plan is None else proposal.epsilon_after,
+        )
+
+    def _note(self, request: WeightsRequest, trained: Trained, epsilon: float | None) -> None:
+        _log.info(
+            "run %s, round %d: trained %d steps in %.2f s%s",
+            request.run_name,
+            request.round,
+            trained.num_steps,
+            trained.seconds,
+            "" if epsilon is None else f", ε is now {epsilon:.3f} of {self._privacy.epsilon:g}",
+        )
+        if self._journal is not None:
+            self._journal(
+                TrainedRound(
+                    run=request.run_name,
+                    round=request.round,
+                    train_seconds=trained.seconds,
+                    num_steps=trained.num_steps,
+                    epsilon=epsilon,
+                    finished_at=time.time(),
+                )
+            )

@@ -1,0 +1,199 @@
+"""The daemon's end of the training process: start it, talk to it, replace it when it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from edge_client.framing import receive_frame, send_frame
+from edge_client.worker import Ask, Proposal, Trained
+from edge_client.worker_frames import (
+    Description,
+    ProcessSettings,
+    ask_to_json,
+    error_from_json,
+    proposal_from_json,
+)
+from fedge.children import QUIET_ENVIRONMENT, stop_child
+from fedge.config import to_tree
+from fedge.errors import ConfigError, DeadlineExceeded, FedgeError, TransportError
+from fedge.messages import Evaluation
+from fedge.params import Vector
+from fedge.privacy.planning import DpPlan
+from fedge.settings import Hyperparameters
+
+START_S = 120.0
+GRACE_S = 60.0
+STOP_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class ProcessWorker:
+    """A `Worker` whose work happens in a child process that lives as long as the daemon.
+
+    A child that died is replaced before the next command. Call `start` from a thread that lives
+    as long as the daemon: the kernel ends the child with the thread that made it.
+    """
+
+    def __init__(self, settings: ProcessSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+        self._ready = False
+        self._stopped = threading.Event()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, None when there is none."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start the child without waiting until it is ready (about two seconds: torch)."""
+        with self._lock:
+            self._start()
+
+    def stop(self) -> None:
+        """End the child at once, whatever it does; a command under way fails."""
+        self._stopped.set()
+        process = self._process
+        if process is not None:
+            stop_child(process, grace_s=STOP_S)
+
+    def describe(self) -> Description:
+        """Return what the child says about its task.
+
+        Raises:
+            FedgeError: the task cannot be loaded.
+        """
+        answer, _ = self._call({"command": "describe"})
+        return Description(**{**answer, "input_shape": tuple(answer["input_shape"])})
+
+    def propose(self, ask: Ask) -> Proposal:
+        """Return what a round would do and cost; see `Worker.propose`."""
+        answer, _ = self._call({"command": "propose", "ask": ask_to_json(ask)})
+        return proposal_from_json(answer)
+
+    def train(
+        self, layout_digest: str, weights: Vector, hyper: Hyperparameters, plan: DpPlan | None
+    ) -> Trained:
+        """Train from the given weights; see `Worker.train`."""
+        header = {
+            "command": "train",
+            "layout_digest": layout_digest,
+            "hyper": asdict(hyper),
+            "plan": None if plan is None else asdict(plan),
+            "deadline_s": self._settings.training.deadline_s,
+        }
+        answer, delta = self._call(header, weights)
+        return Trained(np.frombuffer(delta, np.float32), answer["num_steps"], answer["seconds"])
+
+    def evaluate(self, layout_digest: str, weights: Vector) -> Evaluation | None:
+        """Return true metrics of the holdout; see `Worker.evaluate`."""
+        answer, _ = self._call({"command": "evaluate", "layout_digest": layout_digest}, weights)
+        return None if answer["evaluation"] is None else Evaluation(**answer["evaluation"])
+
+    def _call(
+        self, header: dict[str, Any], weights: Vector | None = None
+    ) -> tuple[dict[str, Any], bytearray]:
+        """Send a command and return its answer; replace a child that breaks off."""
+        payload = b"" if weights is None else np.ascontiguousarray(weights).data.cast("B")
+        with self._lock:
+            try:
+                connection = self._running()
+                connection.settimeout(self._settings.training.deadline_s + GRACE_S)
+                send_frame(connection, header, payload)
+                answer, content = receive_frame(connection)
+            except TimeoutError as error:
+                self._replace()
+                raise DeadlineExceeded(
+                    f"the training process did not finish {header['command']!r} in time and was "
+                    "ended; raise training.deadline_s or train on less"
+                ) from error
+            except (EOFError, OSError, ValueError) as error:
+                status = self._replace()
+                raise TransportError(
+                    f"the training process broke off during {header['command']!r} (exit status "
+                    f"{status}); it is started again, and this device's log says more"
+                ) from error
+        if "error" in answer:
+            raise error_from_json(answer["error"])
+        return answer, content
+
+    def _running(self) -> socket.socket:
+        """Return the connection to a child that is ready, starting one if need be."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._connection is not None
+        if not self._ready:
+            self._connection.settimeout(START_S)
+            answer, _ = receive_frame(self._connection)
+            if "error" in answer:
+                raise self._cannot_start(error_from_json(answer["error"]))
+            self._ready = True
+        return self._connection
+
+    def _cannot_start(self, error: FedgeError) -> FedgeError:
+        self._discard()
+        return error
+
+    def _start(self) -> None:
+        self._discard()
+        if self._stopped.is_set():
+            raise TransportError("this device is stopping")
+        ours, theirs = socket.socketpair()
+        # No preexec_fn: it would fork, and gRPC's threads are running by now. The child asks
+        # for its death signal itself.
+        try:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "edge_client.training_process"),
+                    *(str(theirs.fileno()), str(os.getpid())),
+                ],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **QUIET_ENVIRONMENT, **_thread_limits(self._settings)},
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise ConfigError(f"the training process cannot be started: {error}") from error
+        finally:
+            theirs.close()
+        self._connection, self._ready = ours, False
+        with contextlib.suppress(OSError):  # a child that is gone already is found out on use
+            send_frame(ours, to_tree(self._settings))
+
+    def _replace(self) -> int | None:
+        """Clear away a child that broke off and start the next; return its exit status."""
+        status = self._discard()
+        if not self._stopped.is_set():
+            _log.warning("the training process ended with status %s; starting it again", status)
+            self._start()
+        return status
+
+    def _discard(self) -> int | None:
+        status = None
+        if self._process is not None:
+            status = stop_child(self._process, grace_s=STOP_S)
+            self._process = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        return status
+
+
+def _thread_limits(settings: ProcessSettings) -> dict[str, str]:
+    """Return what the numeric libraries read when they are imported."""
+    number = str(settings.training.num_threads)
+    return {f"{library}_NUM_THREADS": number for library in ("OMP", "OPENBLAS", "MKL")}

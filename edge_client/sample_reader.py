@@ -1,0 +1,142 @@
+"""Reading a device's samples, in the process that writes them or in another."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from edge_client.array_columns import empty_rows, unpack
+from edge_client.database import mapped_errors, open_read_only
+from edge_client.settings import StoreConfig
+from fedge.task import Examples, Split
+
+log = logging.getLogger(__name__)
+
+Clock = Callable[[], float]
+
+MIGRATIONS = (
+    (
+        """CREATE TABLE samples (
+            sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            split_position REAL NOT NULL,
+            added_at REAL NOT NULL,
+            size_bytes INTEGER NOT NULL,
+            input_dtype TEXT NOT NULL, input_shape TEXT NOT NULL,
+            input BLOB NOT NULL, input_crc INTEGER NOT NULL,
+            target_dtype TEXT, target_shape TEXT, target BLOB, target_crc INTEGER
+        )""",
+        "CREATE INDEX samples_by_age ON samples (added_at, target_dtype)",
+        "CREATE TABLE totals (size_bytes INTEGER NOT NULL)",
+        "INSERT INTO totals VALUES (0)",
+        """CREATE TRIGGER sample_added AFTER INSERT ON samples
+            BEGIN UPDATE totals SET size_bytes = size_bytes + NEW.size_bytes; END""",
+        """CREATE TRIGGER sample_removed AFTER DELETE ON samples
+            BEGIN UPDATE totals SET size_bytes = size_bytes - OLD.size_bytes; END""",
+        """CREATE TRIGGER sample_resized AFTER UPDATE OF size_bytes ON samples
+            BEGIN UPDATE totals
+            SET size_bytes = size_bytes + NEW.size_bytes - OLD.size_bytes; END""",
+    ),
+)
+_SHAPES = "input_dtype, input_shape, target_dtype, target_shape"
+_IN_SPLIT = "target IS NOT NULL AND added_at >= ? AND split_position >= ? AND split_position < ?"
+
+
+def split_position(sample_id: str) -> float:
+    """Return where an id lies in [0, 1): below the holdout fraction it is held out for ever."""
+    return int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:6], "big") / 2**48
+
+
+class SampleReader:
+    """Reads a sample database, in the process that writes it or in another.
+
+    Raises:
+        StoreError: the file is not there or cannot be read; any method may raise it too.
+    """
+
+    def __init__(self, path: Path, config: StoreConfig, clock: Clock = time.time) -> None:
+        self._path = path
+        self._config = config
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._connection = open_read_only(path, len(MIGRATIONS))
+
+    def labelled(self, split: Split) -> Examples:
+        """Return the labelled samples of one split, oldest first.
+
+        Examples of one call have one shape: samples whose shape or dtype is not that of the
+        newest labelled sample are passed over, and so are damaged ones. Both are logged.
+        """
+        border = self._config.holdout_fraction
+        low, high = (0.0, border) if split == "holdout" else (border, 1.0)
+        oldest = self._clock() - self._config.max_age_s
+        with self._lock, mapped_errors(self._path):
+            newest = self._connection.execute(
+                f"SELECT {_SHAPES} FROM samples WHERE target IS NOT NULL AND added_at >= ? "
+                "ORDER BY sequence DESC LIMIT 1",
+                (oldest,),
+            ).fetchone()
+            rows = self._connection.execute(
+                "SELECT input_dtype, input_shape, input, input_crc, target_dtype, target_shape, "
+                f"target, target_crc FROM samples WHERE {_IN_SPLIT} ORDER BY sequence",
+                (oldest, low, high),
+            ).fetchall()
+        return _stack(rows, newest)
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many samples are labelled and how many are not."""
+        with self._lock, mapped_errors(self._path):
+            total, labelled = self._connection.execute(
+                "SELECT count(*), count(target_dtype) FROM samples WHERE added_at >= ?",
+                (self._clock() - self._config.max_age_s,),
+            ).fetchone()
+        return labelled, total - labelled
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> SampleReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _stack(rows: list[tuple[Any, ...]], newest: tuple[str, ...] | None) -> Examples:
+    """Return the rows that are whole and shaped like the newest, as arrays."""
+    if newest is None:
+        return Examples(np.zeros(0, np.float32), np.zeros(0, np.int64))
+    input_like, target_like = newest[:2], newest[2:]
+    alike = [row for row in rows if (row[:2], row[4:6]) == (input_like, target_like)]
+    pairs = [(unpack(row[:4]), unpack(row[4:])) for row in alike]
+    whole = [(i, t) for i, t in pairs if i is not None and t is not None]
+    if len(alike) < len(rows):
+        log.warning(
+            "%d of %d labelled samples are passed over: not shaped like the newest "
+            "(input %s %s, target %s %s)",
+            len(rows) - len(alike),
+            len(rows),
+            *newest,
+        )
+    if len(whole) < len(alike):
+        log.warning("%d labelled samples are damaged and passed over", len(alike) - len(whole))
+    inputs = empty_rows(newest[0], newest[1], len(whole))
+    targets = empty_rows(newest[2], newest[3], len(whole))
+    for index, (one_input, one_target) in enumerate(whole):
+        inputs[index], targets[index] = one_input, one_target
+    return Examples(inputs, targets)

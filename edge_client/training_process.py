@@ -1,0 +1,179 @@
+"""The training process: torch, Opacus and the samples, at the lowest priority.
+
+The daemon starts it once (``python -m edge_client.training_process FD PID``) and speaks to it in
+frames over an inherited socket. It never outlives the daemon, opens no other connection, and its
+crash costs the daemon nothing but the round.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from edge_client.framing import receive_frame, send_frame
+from edge_client.sample_reader import SampleReader
+from edge_client.worker import InProcessWorker
+from edge_client.worker_frames import (
+    Description,
+    ProcessSettings,
+    ask_from_json,
+    error_to_json,
+    plan_from_json,
+)
+from fedge.config import build
+from fedge.errors import FedgeError, TransportError
+from fedge.privacy.accounting import Spend, epsilon
+from fedge.settings import Hyperparameters
+from fedge.task import load_task
+
+WARM_UP_AFTER_S = 0.5
+_PR_SET_PDEATHSIG = 1
+
+_log = logging.getLogger(__name__)
+
+
+class TrainingServer:
+    """Answers one command after another until the daemon goes away."""
+
+    def __init__(self, connection: socket.socket, settings: ProcessSettings) -> None:
+        self._connection = connection
+        self._task = load_task(settings.task.name, **settings.task.options)
+        self._samples = SampleReader(settings.samples_path, settings.store)
+        self._deadline: float | None = None
+        self._worker = InProcessWorker(
+            self._task,
+            lambda split: self._task.device_data(self._samples, split),
+            should_stop=self._should_stop,
+        )
+        self._commands = {
+            "describe": self._describe,
+            "propose": self._propose,
+            "train": self._train,
+            "evaluate": self._evaluate,
+        }
+
+    def serve(self) -> None:
+        """Answer until the daemon closes the connection; warm up once nothing waits."""
+        warm = False
+        while True:
+            if not warm and not _is_readable(self._connection, WARM_UP_AFTER_S):
+                warm_up()
+                warm = True
+            try:
+                header, payload = receive_frame(self._connection)
+            except (EOFError, OSError):
+                return
+            answer, content = self._answer(header, payload)
+            send_frame(self._connection, answer, content)
+
+    def _answer(self, header: dict[str, Any], payload: bytearray) -> tuple[dict[str, Any], bytes]:
+        try:
+            return self._commands[header["command"]](header, payload)
+        except FedgeError as error:
+            return {"error": error_to_json(error)}, b""
+        except Exception as error:
+            # A task is user code and may raise anything. Its text can hold sample values, so it
+            # goes to this device's log, and only the type goes on towards the server.
+            _log.exception("command %s failed", header.get("command"))
+            text = f"{type(error).__name__} in the training process; the device's log says more"
+            return {"error": error_to_json(TransportError(text))}, b""
+
+    def _describe(self, _: dict[str, Any], __: bytearray) -> tuple[dict[str, Any], bytes]:
+        files = self._task.edge_files()
+        description = Description(
+            name=self._task.name,
+            input_shape=tuple(self._task.input_shape),
+            layout_digest=self._worker.trainer.layout.digest,
+            template="" if files is None else str(files.template.resolve()),
+            plan="" if files is None else str(files.plan.resolve()),
+        )
+        return asdict(description), b""
+
+    def _propose(self, header: dict[str, Any], _: bytearray) -> tuple[dict[str, Any], bytes]:
+        return asdict(self._worker.propose(ask_from_json(header["ask"]))), b""
+
+    def _train(self, header: dict[str, Any], payload: bytearray) -> tuple[dict[str, Any], bytes]:
+        _ = self._worker.trainer  # made before the clock runs
+        self._deadline = time.monotonic() + header["deadline_s"]
+        trained = self._worker.train(
+            header["layout_digest"],
+            np.frombuffer(payload, np.float32),
+            Hyperparameters(**header["hyper"]),
+            plan_from_json(header["plan"]),
+        )
+        if trained.num_steps < 1:
+            raise TransportError(
+                "the deadline passed before the first training step; raise training.deadline_s"
+            )
+        answer = {"num_steps": trained.num_steps, "seconds": trained.seconds}
+        return answer, trained.delta.tobytes()
+
+    def _evaluate(self, header: dict[str, Any], payload: bytearray) -> tuple[dict[str, Any], bytes]:
+        weights = np.frombuffer(payload, np.float32)
+        evaluation = self._worker.evaluate(header["layout_digest"], weights)
+        return {"evaluation": None if evaluation is None else asdict(evaluation)}, b""
+
+    def _should_stop(self) -> bool:
+        """End training at its deadline; end the process when the daemon has gone."""
+        gone = _is_readable(self._connection, 0) and not self._connection.recv(1, socket.MSG_PEEK)
+        if gone:
+            sys.exit(0)
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+
+def warm_up() -> None:
+    """Import now, and not in the first round, what torch and Opacus import on first use."""
+    import torch
+
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0).step()
+    epsilon([Spend(1.0, 0.5, 1)], 1e-5)
+
+
+def _is_readable(connection: socket.socket, timeout_s: float) -> bool:
+    return bool(select.select([connection], [], [], timeout_s)[0])
+
+
+def die_with(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux; elsewhere EOF does it)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)
+
+
+def main() -> None:
+    """Run until the daemon goes away."""
+    die_with(int(sys.argv[2]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which stops us
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    header, _ = receive_frame(connection)
+    settings = build(ProcessSettings, header)
+    os.nice(settings.training.nice)
+    import torch
+
+    torch.set_num_threads(settings.training.num_threads)
+    try:
+        server = TrainingServer(connection, settings)
+    except FedgeError as error:
+        send_frame(connection, {"error": error_to_json(error)})
+        return
+    send_frame(connection, {"ready": os.getpid()})
+    server.serve()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(
+        level=os.environ.get("FEDGE_LOG_LEVEL", "INFO").upper(),
+        format="%(asctime)s fedge-edge-training %(levelname)s %(message)s",
+    )
+    main()

@@ -1,0 +1,64 @@
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from edge_client.daemon import Daemon, load_release_key
+from edge_client.participant import TrainedRound
+from edge_client.settings import EdgeConfig, RegistryClientConfig
+from edge_client.state_folder import StateFolder
+from fedge.errors import ConfigError
+
+
+def test_rounds_are_noted_as_json_lines(tmp_path: Path) -> None:
+    config = EdgeConfig(state_dir=tmp_path, registry=RegistryClientConfig(address=""))
+    Daemon(config)._note_round(TrainedRound("run", 3, 0.5, 12, 1.25, 1.7e9))
+    [line] = (tmp_path / "rounds.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "run": "run",
+        "round": 3,
+        "train_seconds": 0.5,
+        "num_steps": 12,
+        "epsilon": 1.25,
+        "finished_at": 1.7e9,
+    }
+
+
+def test_a_folder_is_used_by_one_daemon_at_a_time(tmp_path: Path) -> None:
+    with (
+        StateFolder(tmp_path / "state"),
+        pytest.raises(ConfigError, match="in use by another daemon"),
+        StateFolder(tmp_path / "state"),
+    ):
+        pass
+    with StateFolder(tmp_path / "state") as folder:
+        assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="state_dir: cannot use"), StateFolder(tmp_path / "file"):
+        pass
+
+
+def test_the_release_key_is_read_from_pem(tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate().public_key()
+    path = tmp_path / "release.key.pub"
+    path.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    assert load_release_key(path) == key
+    assert load_release_key(None) is None
+
+
+def test_another_kind_of_key_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "ec.pub"
+    key = generate_private_key(SECP256R1()).public_key()
+    path.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    with pytest.raises(ConfigError, match="not an Ed25519 key"):
+        load_release_key(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ConfigError, match="not a public key in PEM"):
+        load_release_key(path)
