@@ -1,0 +1,28 @@
+"""``python -m benchmarks NAME``: progress on stderr, one JSON object as the last line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from benchmarks.harness import MODULES, run
+
+
+def main() -> int:
+    """Run the named benchmark, or list them all."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("name", nargs="?", choices=sorted(MODULES))
+    parser.add_argument("--quick", action="store_true", help="smallest sizes; never quoted")
+    arguments = parser.parse_args()
+    if arguments.name is None:
+        print("\n".join(sorted(MODULES)))
+        return 0
+    for variable in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
+        os.environ[variable] = "0"
+    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+    return run(arguments.name, quick=arguments.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

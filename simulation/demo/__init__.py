@@ -1,0 +1,1 @@
+"""`make demo`: a whole federation of real processes on this machine."""
