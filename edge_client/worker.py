@@ -7,7 +7,9 @@ an `InProcessWorker` first works.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -23,6 +25,8 @@ from fedge.task import Examples, Split, Task
 if TYPE_CHECKING:
     from fedge.privacy.noise import Draws
     from fedge.training.local import LocalTrainer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,8 @@ class InProcessWorker:
     def propose(self, ask: Ask) -> Proposal:
         """Return what a round would do and cost; see `Worker.propose`."""
         self._check(ask.layout_digest)
-        num_examples = len(self._examples("train"))
+        with _kept_home(ask.privacy.enabled):
+            num_examples = len(self._examples("train"))
         if num_examples < 1:
             return Proposal(0.0)
         if not ask.privacy.enabled:
@@ -151,14 +156,15 @@ class InProcessWorker:
     ) -> Trained:
         """Train from the given weights; see `Worker.train`."""
         self._check(layout_digest)
-        result = self.trainer.train(
-            weights,
-            self._examples("train"),
-            hyper,
-            draws=self._fresh_draws(),
-            plan=plan,
-            should_stop=self._should_stop,
-        )
+        with _kept_home(plan is not None):
+            result = self.trainer.train(
+                weights,
+                self._examples("train"),
+                hyper,
+                draws=self._fresh_draws(),
+                plan=plan,
+                should_stop=self._should_stop,
+            )
         return Trained(result.delta, result.num_steps, result.seconds)
 
     def evaluate(self, layout_digest: str, weights: Vector) -> Evaluation | None:
@@ -183,3 +189,15 @@ class InProcessWorker:
                 f"the server's model has layout {layout_digest[:12]}, task {self._task.name!r} "
                 f"here builds {own[:12]}: give both sides the same task and options"
             )
+
+
+@contextmanager
+def _kept_home(private: bool) -> Iterator[None]:
+    """Under DP, log what is wrong with the data here and tell the server only that it is."""
+    try:
+        yield
+    except TaskError as error:
+        if not private:
+            raise
+        _log.warning("this device cannot train on its data: %s", error)
+        raise TaskError("this device cannot train on its data; its log says why") from None

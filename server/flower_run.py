@@ -19,6 +19,7 @@ FIRST_DELAY_S = 0.5
 # Installing the bundle and importing torch come before the ServerApp can be seen at work.
 APPEAR_S = 60.0
 LAST_WORDS_S = 5.0
+HEALTHY_S = 600.0
 
 
 class FlowerRun:
@@ -26,7 +27,7 @@ class FlowerRun:
 
     Args:
         progress: something that changes whenever the run gets ahead (its last committed round);
-            only attempts without progress count.
+            it, and ten minutes without a death, make the count of attempts begin anew.
         log_path: gets what the last ServerApp logged.
         stop: once set, whatever waits raises `StopRequested`.
     """
@@ -49,6 +50,7 @@ class FlowerRun:
         self._submitted_at = 0.0
         self._appeared = False
         self._attempts = 0
+        self._last_attempt_at = 0.0
         self._progress_seen: object = None
 
     def start(self) -> None:
@@ -83,7 +85,7 @@ class FlowerRun:
             TransportError: it died too often without progress.
             StopRequested: while waiting.
         """
-        reason = self.save_log() if missing == "ServerApp" else "it ended"
+        reason = self.save_log() if missing == "ServerApp" else "its process ended"
         while True:
             self._count_attempt(missing, reason)
             try:
@@ -98,7 +100,7 @@ class FlowerRun:
                 missing = "SuperLink" if not self._superlink.look().superlink else missing
 
     def save_log(self) -> str:
-        """Keep what the ServerApp logged in a file and return its last line.
+        """Keep what the ServerApp logged in a file and return the error that ended it.
 
         Raises:
             StopRequested: while waiting for its last words.
@@ -118,13 +120,14 @@ class FlowerRun:
         log.info("submitted Flower run %d", self._run_id)
 
     def _count_attempt(self, missing: str, reason: str) -> None:
-        progress = self._progress()
-        if progress != self._progress_seen:
+        progress, now = self._progress(), time.monotonic()
+        if progress != self._progress_seen or now > self._last_attempt_at + HEALTHY_S:
             self._attempts, self._progress_seen = 0, progress
         self._attempts += 1
+        self._last_attempt_at = now
         if self._attempts > MAX_ATTEMPTS:
             raise TransportError(
-                f"the {missing} died {self._attempts} times without a round in between; last: "
+                f"the {missing} died {self._attempts} times without a round in between: "
                 f"{reason} (see {self._log_path} and {self._superlink.log_path})"
             )
         delay_s = FIRST_DELAY_S * 2 ** (self._attempts - 1)

@@ -13,6 +13,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -40,6 +41,7 @@ END_GRACE_S = 2.0
 MAX_LOG_BYTES = 32 * 1024 * 1024
 _POLL_S = 0.05
 _SERVER_APP = "flwr-serverapp"
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*: \S")
 
 
 class StopRequested(Exception):
@@ -168,11 +170,11 @@ class SuperLink:
         return int(answer["run-id"])
 
     def save_log(self, run_id: int, path: Path) -> str:
-        """Write what a run's ServerApp logged to a file and return its last line."""
+        """Write what a run's ServerApp logged to a file and return the error that ended it."""
         with contextlib.suppress(TransportError, OSError):
             path.unlink(missing_ok=True)
             self._command(path, "log", str(run_id), CONNECTION, "--show")
-        return _last_line(path)
+        return last_error(path)
 
     def _unfinished_runs(self) -> list[str]:
         runs = self._flwr("ls", CONNECTION)["runs"]
@@ -259,6 +261,17 @@ def _rotate(path: Path) -> None:
     """Set a large log aside, replacing the one set aside before."""
     if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
         path.replace(path.with_name(path.name + ".1"))
+
+
+def last_error(path: Path) -> str:
+    """Return the exception that a log's last traceback ends with."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return "its log cannot be had"
+    _, found, traceback = text.rpartition("Traceback (most recent call last):")
+    lines = [line for line in traceback.splitlines() if _EXCEPTION.match(line)]
+    return lines[-1].strip() if found and lines else "it ended without an error in its log"
 
 
 def _last_line(path: Path) -> str:

@@ -89,8 +89,8 @@ class Supervisor:
         stack.callback(superlink.end)
         flower.start()
         ending = self._watch(flower, events)
-        flower.save_log()
         if ending.get("status") != "complete":
+            flower.save_log()
             log.error(
                 "the run failed: %s (see %s)",
                 ending.get("reason") or "no reason was given",

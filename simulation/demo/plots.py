@@ -10,9 +10,9 @@ import matplotlib as mpl
 import numpy as np
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  the backend must be chosen first
+from matplotlib import pyplot as plt
 
-from simulation.demo.load import LoadSnapshot  # noqa: E402
+from simulation.demo.load import LoadSnapshot
 
 SIZE_INCHES = (7.0, 4.0)
 

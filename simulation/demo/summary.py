@@ -59,9 +59,7 @@ def summarize(
     }
 
 
-def round_overhead_s(
-    rounds: Sequence[Mapping[str, Any]], devices: Sequence[DeviceReport]
-) -> float:
+def round_overhead_s(rounds: Sequence[Mapping[str, Any]], devices: Sequence[DeviceReport]) -> float:
     """Return the median of round time less the slowest device's training time."""
     overheads = []
     for metrics in rounds[1:]:

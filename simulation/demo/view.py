@@ -54,9 +54,7 @@ class DemoView:
             )
         self._printed = len(rounds)
 
-    def _table(
-        self, rounds: Sequence[Mapping[str, Any]], load: LoadSnapshot, rate: float
-    ) -> Table:
+    def _table(self, rounds: Sequence[Mapping[str, Any]], load: LoadSnapshot, rate: float) -> Table:
         table = Table(
             title=f"fedge demo: round {max(0, len(rounds) - 1)} of {self._num_rounds}",
             caption=(

@@ -261,3 +261,18 @@ def test_weights_of_another_layout_are_refused_before_anything_is_spent() -> Non
     assert isinstance(answer, Refusal)
     assert answer.reason == "task"
     assert ledger.entries == []
+
+
+@pytest.mark.parametrize(("privacy", "is_told"), [(PrivacyConfig(), False), (NO_DP, True)])
+def test_under_dp_what_is_wrong_with_the_data_stays_on_the_device(
+    privacy: PrivacyConfig, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def examples(split: Split) -> Examples:
+        raise TaskError("label 17 of sample 3 is odd")
+
+    worker = InProcessWorker(Digits(), examples)
+    answer = make(worker, privacy).train(digits_request(1, 5, worker))
+    assert isinstance(answer, Refusal)
+    assert answer.reason == "task"
+    assert ("17" in answer.detail) is is_told
+    assert ("17" in caplog.text) is not is_told

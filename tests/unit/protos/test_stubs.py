@@ -23,10 +23,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "-I.",
             f"--plugin=protoc-gen-mypy={tools / 'protoc-gen-mypy'}",
             f"--plugin=protoc-gen-mypy_grpc={tools / 'protoc-gen-mypy_grpc'}",
-            *(
-                f"--{kind}_out={folder}"
-                for kind in ("python", "grpc_python", "mypy", "mypy_grpc")
-            ),
+            *(f"--{kind}_out={folder}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")),
             *(str(path.relative_to(ROOT)) for path in PROTOS),
         ],
         cwd=ROOT,

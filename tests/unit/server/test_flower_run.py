@@ -120,16 +120,29 @@ def test_a_server_app_that_has_not_appeared_yet_is_waited_for(
 
 def test_dying_again_and_again_without_progress_ends_with_the_last_words(setting: Setting) -> None:
     for _ in range(MAX_ATTEMPTS):
+        setting.kill_server_app()
         setting.run.restore("ServerApp")
-    with pytest.raises(TransportError, match=r"without a round in between; last: .*last words"):
+    setting.kill_server_app()
+    with pytest.raises(TransportError, match=r"without a round in between; .*last words"):
         setting.run.restore("ServerApp")
 
 
 def test_progress_gives_new_attempts(setting: Setting) -> None:
     for round in range(3 * MAX_ATTEMPTS):
         setting.round = round
+        setting.kill_server_app()
         setting.run.restore("ServerApp")
     assert setting.superlink.calls.count("submit") == 1 + 3 * MAX_ATTEMPTS
+
+
+def test_deaths_that_lie_far_apart_do_not_add_up(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flower_run, "HEALTHY_S", 0.0)
+    for _ in range(3 * MAX_ATTEMPTS):
+        setting.kill_superlink()
+        setting.run.restore("SuperLink", resubmit=False)
+    assert setting.superlink.calls.count("start") == 1 + 3 * MAX_ATTEMPTS
 
 
 def test_a_stop_ends_the_wait_before_a_restart(
