@@ -15,7 +15,7 @@ class NodeConfig:
     """How the device reaches the SuperLink; an empty address keeps it out of training."""
 
     superlink: str = "127.0.0.1:9092"
-    poll_interval_s: float = limited(0.05, gt=0)
+    poll_interval_s: float = limited(0.1, gt=0)
     reconnect_max_s: float = limited(30.0, gt=0)
     tls: TlsConfig = field(default_factory=TlsConfig)
 

@@ -30,10 +30,10 @@ class Hyperparameters:
         clip_norm: per-example L2 clipping norm of DP-SGD; unused without DP.
     """
 
-    learning_rate: float = limited(0.5, gt=0)
+    learning_rate: float = limited(1.0, gt=0)
     momentum: float = limited(0.0, ge=0, lt=1)
-    local_epochs: int = limited(1, ge=1)
-    batch_size: int = limited(32, ge=1)
+    local_epochs: int = limited(4, ge=1)
+    batch_size: int = limited(128, ge=1)
     clip_norm: float = limited(1.0, gt=0)
 
     @property

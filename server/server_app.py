@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedge.config import load
 from fedge.errors import ConfigError, FedgeError
+from fedge.flower_internals import quicken_grid
 from server.federation import run_federation
 from server.settings import RefineConfig, RoundsConfig, ServerConfig
 
@@ -23,6 +24,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run config describes."""
     _show_logs()
+    quicken_grid()
     try:
         config = read_run_config(context.run_config, context.run_id)
         log.info("the run folder is %s", config.run_dir)

@@ -29,7 +29,7 @@ class RoundsConfig:
     quorum: float = limited(0.5, gt=0, le=1)
     min_devices: int = limited(1, ge=1)
     wait_for_devices_s: float = limited(600.0, gt=0)
-    poll_interval_s: float = limited(0.02, gt=0)
+    poll_interval_s: float = limited(0.05, gt=0)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class RefineConfig:
     learning_rate: float = limited(0.02, gt=0)
     momentum: float = limited(0.9, ge=0, lt=1)
     batch_size: int = limited(16, ge=1)
-    steps: int = limited(10, ge=1)
+    steps: int = limited(40, ge=1)
     deadline_s: float = limited(30.0, gt=0)
     tolerance: float = limited(0.0, ge=0)
     token_file: Path | None = None

@@ -1,7 +1,7 @@
 """Flower's own processes: the only file that starts them.
 
-``flower-superlink`` runs as a child on loopback with its state in the run folder; it starts
-``flower-superexec``, which starts the ServerApp. Runs are submitted, listed and stopped with the
+``flower-superlink`` runs as a child on loopback with its state in memory (the checkpoint and the
+devices hold all that must survive); it starts ``flower-superexec``, which starts the ServerApp. Runs are submitted, listed and stopped with the
 ``flwr`` command, as a person would.
 """
 
@@ -57,7 +57,7 @@ class Health:
 
 
 class SuperLink:
-    """One SuperLink with its state in a run folder, and everything it starts.
+    """One SuperLink, and everything it starts.
 
     Use it from the main thread only: the kernel ends a child when the thread that started it ends.
 
@@ -71,9 +71,8 @@ class SuperLink:
         self.port = port
         self.log_path = run_dir / "superlink.log"
         self._home = run_dir / "flower"
-        self._database = self._home / "superlink.db"
         self._stop = stop
-        self._has_old_runs = self._database.exists()
+        self._has_old_runs = False
         self._process: subprocess.Popen[bytes] | None = None
         self._tree: ProcessTree | None = None
 
@@ -116,11 +115,11 @@ class SuperLink:
         argv = [
             _program("flower-superlink"),
             *("--insecure", "--host", HOST, "--port", str(self.port)),
-            *("--database", str(self._database), "--isolation", "subprocess"),
+            *("--isolation", "subprocess"),
             "--disable-runtime-dependency-installation",
         ]
         process = start_child(argv, log=self.log_path, environment=self._environment())
-        self._process = process
+        self._process, self._has_old_runs = process, False
         self._tree = ProcessTree(process.pid)
         give_up = time.monotonic() + READY_S
         while not self._answers():
@@ -240,7 +239,7 @@ class SuperLink:
         direct = ",".join(filter(None, (os.environ.get("NO_PROXY"), HOST, "localhost")))
         return {
             "FLWR_HOME": str(self._home),
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
             "PATH": os.pathsep.join((str(folder), os.environ.get("PATH", os.defpath))),
             "NO_PROXY": direct,
             "no_proxy": direct,

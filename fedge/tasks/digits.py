@@ -46,8 +46,8 @@ class Digits:
 
     seed: int = 0
     num_proxy: int = 80
-    num_gate: int = 120
-    num_test: int = 400
+    num_gate: int = 80
+    num_test: int = 300
     alpha: float = 0.3
 
     name = "digits"
@@ -99,16 +99,17 @@ class Digits:
         if len(stored) == 0:
             return Examples(np.zeros((0, NUM_PIXELS), np.float32), np.zeros(0, np.int64))
         inputs = np.asarray(stored.inputs, np.float32).reshape(len(stored), -1)
-        targets = np.asarray(stored.targets).reshape(-1).astype(np.int64)
-        if inputs.shape[1] != NUM_PIXELS or len(targets) != len(stored):
+        labels = np.asarray(stored.targets).reshape(-1)
+        if inputs.shape[1] != NUM_PIXELS or len(labels) != len(stored):
             raise TaskError(
                 f"digits: a stored sample has {inputs.shape[1]} values and "
-                f"{len(targets) / len(stored):g} labels; expected {NUM_PIXELS} and 1"
+                f"{len(labels) / len(stored):g} labels; expected {NUM_PIXELS} and 1"
             )
-        if targets.min() < 0 or targets.max() >= NUM_CLASSES:
+        targets = labels.astype(np.int64)
+        if not np.isin(labels, np.arange(NUM_CLASSES)).all():
             raise TaskError(
-                f"digits: stored labels run from {targets.min()} to {targets.max()}; "
-                f"allowed are 0 to {NUM_CLASSES - 1}"
+                f"digits: stored labels run from {labels.min()} to {labels.max()}; "
+                f"allowed are the whole numbers 0 to {NUM_CLASSES - 1}"
             )
         return Examples(inputs, targets)
 

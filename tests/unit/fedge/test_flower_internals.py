@@ -64,7 +64,14 @@ SIGNATURES = {
         "pull_object_fn",
         "confirm_object_received_fn",
         "return_type",
+        "initial_backoff",
     ],
+    "flwr.supercore.inflatable.inflatable_utils:pull_objects": [
+        "object_ids",
+        "pull_object_fn",
+        "initial_backoff",
+    ],
+    "flwr.superlink.grid.http_grid:pull_objects": None,
     "flwr.supercore.inflatable.inflatable_utils:push_objects": [
         "objects",
         "push_object_fn",
