@@ -10,7 +10,6 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import numpy.typing as npt
 
 from fedge.errors import ConfigError, FedgeError, TaskError
@@ -161,8 +160,3 @@ def load_task(reference: str, **options: Any) -> Task:
 
 def _say(done: str, reference: str, error: Exception) -> str:
     return f"{reference!r} cannot be {done}: {type(error).__name__}: {error}"
-
-
-def empty_like(examples: Examples) -> Examples:
-    """Return zero examples of the same shapes and dtypes."""
-    return examples.subset(np.zeros(0, dtype=np.int64))

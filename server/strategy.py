@@ -129,9 +129,11 @@ class HybridStrategy(Strategy):
     ) -> Iterable[Message]:
         """Wait for devices and return one train message for each of the cohort."""
         rounds = self._config.rounds
-        _, watch = self._connect(grid)
-        needed = rounds.min_devices if server_round == self._first_round else 1
-        free = watch.wait(needed, self.state.exhausted)
+        exchange, watch = self._connect(grid)
+        first = server_round == self._first_round
+        free = watch.wait(rounds.min_devices if first else 1, self.state.exhausted)
+        if first:
+            self.state = _known_only(self.state, set(exchange.connected()))
         self._cohort = choose_cohort(rounds, free, self.state.seed, server_round)
         ttl = TTL_IN_DEADLINES * rounds.deadline_s
         return _messages(self._cohort, MessageType.TRAIN, server_round, arrays, config, ttl)
@@ -292,6 +294,16 @@ class HybridStrategy(Strategy):
             exchange = Exchange(grid, self._config.rounds.poll_interval_s)
             self._link = (grid, exchange, DeviceWatch(exchange, self._config.rounds))
         return self._link[1], self._link[2]
+
+
+def _known_only(state: Checkpoint, nodes: set[int]) -> Checkpoint:
+    """Return the state without what was noted of nodes that are gone.
+
+    A SuperLink that was started again gives each device a new id; under the old one its ε would
+    be listed twice. The device's own ledger is the account, and tells it with the next update.
+    """
+    epsilon = {node: value for node, value in state.epsilon.items() if node in nodes}
+    return replace(state, epsilon=epsilon, exhausted=state.exhausted & nodes)
 
 
 def _records(

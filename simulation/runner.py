@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 
 from flwr.app import Context
 
-from edge_client.client_app import make_client_app
+from edge_client.client_app import make_client_app, split_client_data
 from edge_client.ledger import MemoryLedger
 from edge_client.participant import Participant
 from edge_client.replies import MemoryReplyStore
 from edge_client.worker import InProcessWorker
 from fedge.privacy.noise import Draws
 from fedge.rng import stream_seed
-from fedge.task import Examples, Split, Task, empty_like, load_task
+from fedge.task import Examples, Split, Task, load_task
 from server.federation import run_federation
 from simulation.grid import SimulationGrid
 from simulation.jsonl import read_jsonl
@@ -77,8 +78,10 @@ def _participants(config: SimulateConfig, task: Task) -> Callable[[Context], Par
 
 
 def _worker(config: SimulateConfig, task: Task, client: int) -> InProcessWorker:
-    examples = task.client_data(client, config.num_clients)
-    splits: dict[Split, Examples] = {"train": examples, "holdout": empty_like(examples)}
+    splits: dict[Split, Examples] = {
+        split: split_client_data(task, client, config.num_clients, split)
+        for split in typing.get_args(Split)
+    }
     numbers = itertools.count(1)
 
     def draws() -> Draws:

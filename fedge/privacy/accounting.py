@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,7 @@ from fedge.errors import BudgetExhausted, PrivacyError
 MIN_NOISE_MULTIPLIER = 0.1
 MAX_NOISE_MULTIPLIER = 1e4
 _NOISE_PRECISION = 1e-4
+_LARGEST_LOG = 50.0
 
 # Opacus' own orders and larger ones, which a budget below about 0.3 needs.
 _ORDERS = (
@@ -105,21 +106,32 @@ def calibrate(
         return _epsilon_of([*spent, plan], delta)
 
     low, high = MIN_NOISE_MULTIPLIER, 1.0
-    if planned(low) <= epsilon:
-        return low
     while planned(high) > epsilon:
         low, high = high, high * 2
         if low > MAX_NOISE_MULTIPLIER:
             raise BudgetExhausted(
                 spent=_epsilon_of(spent, delta), needed=planned(low), budget=epsilon
             )
-    while high - low > _NOISE_PRECISION * low:
-        middle = (low + high) / 2
-        if planned(middle) > epsilon:
-            low = middle
-        else:
-            high = middle
-    return high
+    if high == 1.0 and planned(low) <= epsilon:
+        return low
+    return _least(planned, epsilon, low, high)
+
+
+def _least(planned: Callable[[float], float], budget: float, low: float, high: float) -> float:
+    """Return the noise multiplier where a decreasing ε crosses the budget, from above.
+
+    An evaluation takes a fifth of a second, and this is nearly a straight line in logarithms.
+    """
+    from scipy.optimize import brentq
+
+    def excess(log_noise: float) -> float:
+        return min(_LARGEST_LOG, math.log(planned(math.exp(log_noise)) / budget))
+
+    log_noise = brentq(excess, math.log(low), math.log(high), xtol=_NOISE_PRECISION / 4)
+    noise_multiplier = math.exp(log_noise)
+    while planned(noise_multiplier) > budget:
+        noise_multiplier *= 1 + _NOISE_PRECISION / 4
+    return noise_multiplier
 
 
 # `calibrate` has an argument of that name.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedge.errors import ConfigError, TaskError
-from fedge.task import Examples, Task, empty_like, load_task
+from fedge.task import Examples, Task, load_task
 
 SOURCE = """
 from fedge.errors import TaskError
@@ -105,11 +105,3 @@ def test_examples_belong_together_and_subsets_keep_them_so() -> None:
     assert examples.subset(examples.targets > 1).inputs.tolist() == [[6, 7, 8], [9, 10, 11]]
     with pytest.raises(TaskError, match="4 inputs but 3 targets"):
         Examples(np.zeros((4, 3)), np.zeros(3))
-
-
-def test_empty_examples_keep_shape_and_dtype() -> None:
-    empty = empty_like(Examples(np.zeros((4, 3), np.float32), np.zeros(4, np.int64)))
-    assert len(empty) == 0
-    assert empty.inputs.shape == (0, 3)
-    assert empty.inputs.dtype == np.float32
-    assert empty.targets.dtype == np.int64
