@@ -79,7 +79,7 @@ TESTED_VERSION = "1.41"
 ERROR_CODE_APP_FAILED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 OBJECT_RETRY_S = 0.02
-"""A message is announced before its parts are uploaded, and Flower waits 1 s, then 2 s, for them."""
+"""A message is announced before its parts are uploaded; Flower waits 1 s, then 2 s, for them."""
 
 _log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """Flower's own processes: the only file that starts them.
 
-``flower-superlink`` runs as a child on loopback with its state in memory (the checkpoint and the
-devices hold all that must survive); it starts ``flower-superexec``, which starts the ServerApp. Runs are submitted, listed and stopped with the
-``flwr`` command, as a person would.
+``flower-superlink`` runs as a child on loopback with its state in memory (checkpoint and devices
+hold all that must survive); it starts ``flower-superexec``, which starts the ServerApp. Runs are
+submitted, listed and stopped with the ``flwr`` command, as a person would.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from fedge.privacy.noise import Draws
 
