@@ -123,7 +123,7 @@ def test_dying_again_and_again_without_progress_ends_with_the_last_words(setting
         setting.kill_server_app()
         setting.run.restore("ServerApp")
     setting.kill_server_app()
-    with pytest.raises(TransportError, match=r"without a round in between; .*last words"):
+    with pytest.raises(TransportError, match=r"without a round in between: .*last words"):
         setting.run.restore("ServerApp")
 
 
