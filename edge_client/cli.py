@@ -51,11 +51,13 @@ def _check(settings: EdgeConfig) -> str:
     """Load what the daemon and its training process would load; return one line."""
     from edge_client.daemon import load_release_key
     from fedge.task import load_task
-    from fedge.weights import check_model
+    from fedge.tflite.runtime import interpreter_class
+    from fedge.weights import build_checked_model
 
     load_release_key(settings.registry.release_public_key)
     task = load_task(settings.task.name, **settings.task.options)
-    check_model(task.build_model())
+    build_checked_model(task)
+    interpreter_class()
     socket: Path = settings.socket_path
     return f"configuration is fine: task {task.name}, serving on {socket}"
 

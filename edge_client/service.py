@@ -188,7 +188,7 @@ def serve(service: InferenceService, path: Path, config: InferenceConfig) -> grp
     """
     server = make_server(NUM_HANDLERS, max_concurrent=NUM_HANDLERS + config.max_waiting)
     inference_pb2_grpc.add_InferenceServicer_to_server(service, server)
-    add_address(server, f"unix:{path}", TlsConfig())
+    add_address(server, f"unix:{path}", TlsConfig(), key="inference.socket")
     server.start()
     log.info("serving predictions on %s", path)
     return server

@@ -67,7 +67,7 @@ class TrainingServer:
         warm = False
         while True:
             if not warm and not _is_readable(self._connection, WARM_UP_AFTER_S):
-                warm_up()
+                self._warm_up()
                 warm = True
             try:
                 header, payload = receive_frame(self._connection)
@@ -75,6 +75,14 @@ class TrainingServer:
                 return
             answer, content = self._answer(header, payload)
             send_frame(self._connection, answer, content)
+
+    def _warm_up(self) -> None:
+        """Get ready for a round; say now, and not in a round alone, why there can be none."""
+        warm_up()
+        try:
+            _ = self._worker.trainer
+        except FedgeError as error:
+            _log.error("this device predicts and cannot train: %s", error)
 
     def _answer(self, header: dict[str, Any], payload: bytearray) -> tuple[dict[str, Any], bytes]:
         try:
@@ -93,7 +101,6 @@ class TrainingServer:
         description = Description(
             name=self._task.name,
             input_shape=tuple(self._task.input_shape),
-            layout_digest=self._worker.trainer.layout.digest,
             template="" if files is None else str(files.template.resolve()),
             plan="" if files is None else str(files.plan.resolve()),
         )

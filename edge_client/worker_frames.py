@@ -53,7 +53,6 @@ class Description:
 
     name: str
     input_shape: tuple[int, ...]
-    layout_digest: str
     template: str = ""
     plan: str = ""
 

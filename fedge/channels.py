@@ -114,29 +114,34 @@ def make_async_server(*, max_concurrent: int) -> aio.Server:
     )
 
 
-def add_address(server: grpc.Server | aio.Server, address: str, tls: TlsConfig) -> int:
+def add_address(
+    server: grpc.Server | aio.Server, address: str, tls: TlsConfig, *, key: str = "address"
+) -> int:
     """Bind the server to an address and return its port (of a Unix socket: 1).
 
     Call it before other threads create files: a Unix socket gets its mode 0600 by the umask of
     the process, so that nobody can connect in between.
+
+    Args:
+        key: dotted key of the configuration that names the address.
 
     Raises:
         ConfigError: the address is taken, malformed or not of this machine; or a Unix socket's
             path is too long or served by another process.
     """
     if address.startswith(UNIX_PREFIX):
-        return _add_socket(server, address)
-    host, port = split_address(address, "address")
+        return _add_socket(server, address, key)
+    host, port = split_address(address, key)
     if tls.cert is None and not is_loopback(address):
-        raise ConfigError(f"{address} is not on loopback: set tls.cert and tls.key", key="address")
-    _check_port(address, host, port)
+        raise ConfigError(f"{address} is not on loopback: set tls.cert and tls.key", key=key)
+    _check_port(address, host, port, key)
     try:
         if tls.cert is None:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, _server_credentials(tls))
     except RuntimeError as error:
         reason = "is the port taken" if tls.cert is None else "is the port taken or tls.cert broken"
-        raise ConfigError(f"cannot serve on {address}: {reason}?", key="address") from error
+        raise ConfigError(f"cannot serve on {address}: {reason}?", key=key) from error
 
 
 def map_rpc_error(error: grpc.RpcError, address: str = "the other side") -> TransportError:
@@ -201,7 +206,7 @@ def _read(path: Path | None) -> bytes | None:
         raise ConfigError(f"cannot read {path}: {error.strerror}", key="tls") from error
 
 
-def _check_port(address: str, host: str, port: int) -> None:
+def _check_port(address: str, host: str, port: int, key: str) -> None:
     """Bind once ourselves: the operating system says why it fails, gRPC does not."""
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(
@@ -215,40 +220,48 @@ def _check_port(address: str, host: str, port: int) -> None:
         hint = "end the process that uses the port or " if taken else ""
         raise ConfigError(
             f"cannot serve on {address}: {error.strerror}; {hint}choose another address",
-            key="address",
+            key=key,
         ) from error
 
 
-def _socket_path(address: str) -> Path:
+def _socket_path(address: str, key: str | None = None) -> Path:
     path = address.removeprefix(UNIX_PREFIX)
     length = len(os.fsencode(path))
     if not path or length > MAX_SOCKET_PATH_BYTES:
         raise ConfigError(
             f"the path of a Unix socket must have 1 to {MAX_SOCKET_PATH_BYTES} bytes, {path!r} "
-            f"has {length}: choose a shorter one"
+            f"has {length}: choose a shorter one",
+            key=key,
         )
     return Path(path)
 
 
-def _add_socket(server: grpc.Server | aio.Server, address: str) -> int:
-    path = _socket_path(address)
-    _remove_stale_socket(path)
+def _add_socket(server: grpc.Server | aio.Server, address: str, key: str) -> int:
+    path = _socket_path(address, key)
+    if not path.parent.is_dir():  # gRPC would log lines of its own
+        raise ConfigError(
+            f"cannot serve on {path}: {path.parent} is not a folder; make it or choose another",
+            key=key,
+        )
+    _remove_stale_socket(path, key)
     umask = os.umask(0o177)
     try:
         return server.add_insecure_port(address)
     except RuntimeError as error:
         raise ConfigError(
-            f"cannot serve on {path}: check that its folder exists and is writable"
+            f"cannot serve on {path}: check that its folder exists and is writable", key=key
         ) from error
     finally:
         os.umask(umask)
 
 
-def _remove_stale_socket(path: Path) -> None:
+def _remove_stale_socket(path: Path, key: str) -> None:
     """Remove a socket that nobody serves; gRPC itself would remove a live one too."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(f"{path} exists and is not a socket: move it or choose another path")
+            raise ConfigError(
+                f"{path} exists and is not a socket: move it or choose another path", key=key
+            )
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(os.fspath(path))
     except FileNotFoundError:
@@ -257,5 +270,5 @@ def _remove_stale_socket(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     except OSError as error:
-        raise ConfigError(f"cannot serve on {path}: {error.strerror}") from error
-    raise ConfigError(f"another daemon is serving on {path}: end it or choose another path")
+        raise ConfigError(f"cannot serve on {path}: {error.strerror}", key=key) from error
+    raise ConfigError(f"another daemon is serving on {path}: end it or choose another", key=key)

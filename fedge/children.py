@@ -53,7 +53,7 @@ def start_child(
                 env={**os.environ, **QUIET_ENVIRONMENT, **(environment or {})},
                 pass_fds=tuple(pass_fds),
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
     except OSError as error:
         raise ConfigError(f"cannot start {argv[0]}: {error.strerror} ({error.filename})") from error
@@ -83,7 +83,7 @@ def stop_child(process: subprocess.Popen[bytes], *, grace_s: float = 5.0) -> int
     return process.wait()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask the kernel for SIGKILL when the parent dies; Linux only, nothing elsewhere."""
     with contextlib.suppress(AttributeError):
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -22,7 +22,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -97,6 +98,8 @@ def setup_logging(program: str) -> None:
         format=f"%(asctime)s {program} %(levelname)s %(message)s",
         force=True,
     )
+    # Flower imports it, and it tells of each of its plugins.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     if not known:
         log.warning("FEDGE_LOG_LEVEL=%s is not a level; using INFO", level)
 
@@ -118,6 +121,28 @@ def stop_on_signals() -> threading.Event:
     for number in previous:
         signal.signal(number, handle)
     return stop
+
+
+@contextmanager
+def interruptible(stop: threading.Event) -> Iterator[None]:
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt in the block, which polls no event.
+
+    For the main thread, and work that holds nothing that must be ended in order.
+
+    Args:
+        stop: of `stop_on_signals`; set already, the block does not begin.
+    """
+    previous = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _flush_output() -> None:

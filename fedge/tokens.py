@@ -12,8 +12,11 @@ import grpc
 from fedge.errors import ConfigError
 
 
-def read_token(path: Path) -> str:
+def read_token(path: Path, key: str = "token_file") -> str:
     """Return the first line of a token file.
+
+    Args:
+        key: dotted key that names the file.
 
     Raises:
         ConfigError: it cannot be read, or its first line is empty or not printable ASCII.
@@ -21,13 +24,13 @@ def read_token(path: Path) -> str:
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", key="token_file") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}", key=key) from error
     except UnicodeDecodeError:
         lines = []  # not chained: its text shows a part of the content
     token = lines[0].strip() if lines else ""
     if not token or not token.isprintable():
         raise ConfigError(
-            f"the first line of {path} must be the token, in printable ASCII", key="token_file"
+            f"the first line of {path} must be the token, in printable ASCII", key=key
         )
     return token
 

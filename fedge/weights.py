@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedge.errors import TaskError
+from fedge.errors import FedgeError, TaskError
 from fedge.params import Layout, Vector
+from fedge.task import Task
 
 
 def layout_of(module: nn.Module) -> Layout:
@@ -56,4 +57,22 @@ def check_model(model: nn.Module) -> nn.Module:
             "breaks differential privacy and averaging; use GroupNorm or LayerNorm "
             f"({len(layers)} such layer{'s' if len(layers) > 1 else ''})"
         )
+    return model
+
+
+def build_checked_model(task: Task) -> nn.Module:
+    """Return a fresh model of a task, or refuse one that cannot be learnt by fedge.
+
+    Raises:
+        TaskError: it cannot be built, has BatchNorm, or has tensors that are not float32.
+    """
+    try:
+        model = task.build_model()
+    except FedgeError:
+        raise
+    except Exception as error:  # the task is the user's: whatever it raises is its error
+        raise TaskError(
+            f"the model of task {task.name} cannot be built: {type(error).__name__}: {error}"
+        ) from error
+    layout_of(check_model(model))
     return model

@@ -45,7 +45,8 @@ def serve(
     stop = stop_on_signals()
     import torch  # takes a second
 
-    from server.supervisor import Supervisor, load_checked_task
+    from server.checks import load_checked_task
+    from server.supervisor import Supervisor
 
     if check:
         task = load_checked_task(settings)

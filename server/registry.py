@@ -140,7 +140,7 @@ class RegistryServer:
         server = make_async_server(max_concurrent=MAX_CALLS)
         service = RegistryService(self._publisher)
         registry_pb2_grpc.add_ModelRegistryServicer_to_server(service, server)
-        port = add_address(server, self._address, self._tls)
+        port = add_address(server, self._address, self._tls, key="registry.address")
         await server.start()
         self._server, self._service = server, service
         self._publisher.listen(self._announce)

@@ -9,6 +9,7 @@ from pathlib import Path
 from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
+from fedge.children import die_with_parent
 from fedge.config import load
 from fedge.errors import ConfigError, FedgeError
 from fedge.flower_internals import quicken_grid
@@ -23,6 +24,8 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run config describes."""
+    # Flower tells only its SuperExec when the SuperLink dies: we would wait for it for ever.
+    die_with_parent()
     _show_logs()
     quicken_grid()
     try:

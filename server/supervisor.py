@@ -17,9 +17,10 @@ from pathlib import Path
 
 from fedge.cli import EXIT_INTERRUPTED
 from fedge.errors import ConfigError, ModelError
-from fedge.task import EdgeFiles, Task, load_task
+from fedge.task import EdgeFiles, Task
 from server.app_bundle import write_bundle
 from server.checkpoint import CheckpointStore
+from server.checks import load_checked_task
 from server.convert import MISSING_CONVERTER, convert_in_subprocess, find_converter
 from server.event_tail import EventTail
 from server.export import Exporter
@@ -198,18 +199,6 @@ class Supervisor:
     def _wait(self) -> None:
         if self._stop.wait(POLL_S):
             raise StopRequested
-
-
-def load_checked_task(config: ServerConfig) -> Task:
-    """Return the task, or refuse one that no device could ever be served.
-
-    Raises:
-        FedgeError: it cannot be loaded, or needs a converter that is not installed.
-    """
-    task = load_task(config.task.name, **config.task.options)
-    if task.edge_files() is None and find_converter() is None:
-        raise ModelError(f"task {task.name} ships no TFLite template and {MISSING_CONVERTER}")
-    return task
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from fedge.cli import CheckOption, ConfigOption, SetOption, make_app, run_cli, setup_logging
 from fedge.config import load
+from fedge.task import load_task
 from simulation.settings import SimulateConfig
 
 if TYPE_CHECKING:
@@ -25,13 +26,18 @@ def run(
     setup_logging("fedge-simulate")
     settings = load(SimulateConfig, config, overrides or ())
     console = Console()
-    if check:
-        console.print("the configuration is good")
-        return
-    # Only now: torch and Flower take seconds to import, --help and --check should not.
+    # Only now: torch and Flower take seconds to import, --help should not.
+    from fedge.weights import build_checked_model
+    from server.checks import check_names
     from simulation.runner import simulate
 
-    console.print(_table(simulate(settings)))
+    check_names(settings.server, "server.")
+    task = load_task(settings.server.task.name, **settings.server.task.options)
+    build_checked_model(task)
+    if check:
+        console.print(f"the configuration is good: task {task.name}", highlight=False)
+        return
+    console.print(_table(simulate(settings, task=task)))
     console.print(f"Figures: {settings.server.run_dir / 'metrics.jsonl'}", highlight=False)
 
 

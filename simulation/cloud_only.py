@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from fedge.errors import ConfigError, RefineError
 from fedge.task import Task
 from fedge.training.local import LocalTrainer
@@ -19,14 +21,14 @@ def train_cloud_only(config: ServerConfig, task: Task) -> float:
     trainer = LocalTrainer(task)
     gate = RefinementGate(trainer, data.gate, config.refine.tolerance)
     weights = trainer.initial_weights(config.seed)
-    for number in range(1, config.rounds.num_rounds + 1):
-        if number % config.refine.every_rounds:
-            continue
-        try:
-            refined = refiner.refine(weights, round=number, deadline_s=config.refine.deadline_s)
-        except RefineError:
-            continue
-        if gate.decide(weights, refined.weights).accepted:
-            weights = refined.weights
-    refiner.close()
+    with closing(refiner):
+        for number in range(1, config.rounds.num_rounds + 1):
+            if number % config.refine.every_rounds:
+                continue
+            try:
+                refined = refiner.refine(weights, round=number, deadline_s=config.refine.deadline_s)
+            except RefineError:
+                continue
+            if gate.decide(weights, refined.weights).accepted:
+                weights = refined.weights
     return trainer.evaluate(weights, data.test)["accuracy"]

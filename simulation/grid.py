@@ -84,13 +84,12 @@ class SimulationGrid(Grid):
         """Run the clients whose messages are asked for; returns their replies."""
         replies = []
         for message_id in message_ids:
-            message = self._pending.get(message_id)
+            message = self._pending.pop(message_id, None)
             if message is None:
                 continue
             client = message.metadata.dst_node_id - FIRST_NODE_ID
             if not self._reachable(client, message.metadata.group_id):
                 continue
-            del self._pending[message_id]
             reply = self._answer(client, message)
             assign_message_id(reply, self._new_id())
             replies.append(reply)

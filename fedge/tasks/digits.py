@@ -54,7 +54,9 @@ class Digits:
     input_shape = (NUM_PIXELS,)
 
     def __post_init__(self) -> None:
-        """Refuse shares and an alpha that cannot be drawn."""
+        """Refuse a seed, shares and an alpha that cannot be drawn."""
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise TaskError(f"digits: seed must be a whole number >= 0, got {self.seed!r}")
         for key in ("num_proxy", "num_gate", "num_test"):
             if getattr(self, key) < 1:
                 raise TaskError(f"digits: {key} must be >= 1, got {getattr(self, key)}")

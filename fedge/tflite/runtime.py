@@ -61,7 +61,7 @@ def load_interpreter(model: bytes, num_threads: int) -> Interpreter:
     Raises:
         ModelError: no usable runtime is installed, or the runtime refuses the model.
     """
-    make = _interpreter_class()
+    make = interpreter_class()
     try:
         interpreter: Interpreter = make(model_content=bytes(model), num_threads=num_threads)
         # Before any signature runner is asked for: otherwise XNNPACK is not applied.
@@ -71,8 +71,12 @@ def load_interpreter(model: bytes, num_threads: int) -> Interpreter:
     return interpreter
 
 
-def _interpreter_class() -> Callable[..., Interpreter]:
-    """Return the class of the first package that is installed and works here."""
+def interpreter_class() -> Callable[..., Interpreter]:
+    """Return the class of the first package that is installed and works here.
+
+    Raises:
+        ModelError: there is none; says what to install.
+    """
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             continue

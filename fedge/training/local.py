@@ -19,7 +19,7 @@ from fedge.task import Examples, Task
 from fedge.training.dpsgd import run_dpsgd
 from fedge.training.evaluate import Values, example_losses, example_metrics, mean_metrics
 from fedge.training.sgd import run_sgd
-from fedge.weights import check_model, layout_of, read_vector, write_vector
+from fedge.weights import build_checked_model, layout_of, read_vector, write_vector
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LocalTrainer:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._model = check_model(task.build_model())
+        self._model = build_checked_model(task)
         self.layout: Layout = layout_of(self._model)
 
     def initial_weights(self, seed: int) -> Vector:

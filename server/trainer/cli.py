@@ -31,7 +31,10 @@ def serve(
     setup_logging("fedge-trainer")
     settings = load(TrainerConfig, config, overrides or ())
     if check:
+        from fedge.weights import build_checked_model
+
         task = load_task(settings.task.name, **settings.task.options)
+        build_checked_model(task)
         typer.echo(f"configuration is fine: task {task.name}, address {settings.address}")
         return
     stop = stop_on_signals()

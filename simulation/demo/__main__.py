@@ -10,8 +10,6 @@ import typer
 from rich.console import Console
 
 from fedge.cli import make_app, run_cli, stop_on_signals
-from simulation.demo.federation import Demo
-from simulation.demo.plan import DemoOptions, make_plan
 
 app = make_app()
 
@@ -27,6 +25,10 @@ def demo(
     """Run a federation of real processes on this machine, and show what each half adds."""
     stopped = stop_on_signals()
     console = Console()
+    # Only now: it takes seconds, in which Ctrl-C must be heard.
+    from simulation.demo.federation import Demo
+    from simulation.demo.plan import DemoOptions, make_plan
+
     options = DemoOptions(
         name=name or time.strftime("demo-%Y%m%d-%H%M%S"),
         runs=runs,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import grpc
@@ -26,13 +25,13 @@ class DeviceReport:
 
     Attributes:
         model_digest: version it serves; empty where it did not answer.
-        epsilon: ε spent, all rounds together.
+        epsilon: ε spent, all rounds together; None where it did not answer.
         train_seconds: of each round it trained in.
     """
 
     name: str
     model_digest: str
-    epsilon: float
+    epsilon: float | None
     train_seconds: dict[int, float]
 
 
@@ -60,7 +59,7 @@ def report_device(plan: DemoPlan, device: int) -> DeviceReport:
     return DeviceReport(
         name=plan.device_name(device),
         model_digest=status.model.digest if status is not None else "",
-        epsilon=status.epsilon if status is not None else math.nan,
+        epsilon=status.epsilon if status is not None else None,
         train_seconds={entry["round"]: entry["train_seconds"] for entry in trained},
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedge.cli import interruptible
 from fedge.durable import write_atomically
 from fedge.errors import DeadlineExceeded, FedgeError
 from fedge.task import Task, load_task
@@ -46,18 +47,37 @@ class Demo:
     def run(self) -> list[str]:
         """Run everything; returns what went wrong, one line each, or nothing."""
         try:
-            return self._run()
+            with interruptible(self._stopped):
+                task = self._prepare()
+            rounds, devices, load = self._federate(task)
+            with interruptible(self._stopped):
+                return self._report(rounds, devices, load)
+        except KeyboardInterrupt:
+            self._view.stage(f"Stopped; what was written is in {self._plan.folder}")
+            raise
         finally:
             shutil.rmtree(self._plan.sockets, ignore_errors=True)
 
-    def _run(self) -> list[str]:
+    def _prepare(self) -> Task:
         plan = self._plan
         section = task_config(plan.options)
         task = load_task(section["name"], **section["options"])
         plan.write()
         load_or_create_release_key(plan.release_key)
         fill_stores(plan, task)
-        rounds, devices, load = self._federate(task)
+        return task
+
+    def _report(
+        self,
+        rounds: Sequence[Mapping[str, Any]],
+        devices: Sequence[DeviceReport],
+        load: LoadSnapshot,
+    ) -> list[str]:
+        plan = self._plan
+        if len(rounds) < 2:
+            raise FedgeError(f"no round was committed; see {plan.folder / 'logs'}")
+        lines = "".join(json.dumps(metrics) + "\n" for metrics in rounds)
+        write_atomically(plan.folder / "metrics.jsonl", lines.encode())
         self._view.stage("Measuring what each half reaches alone, with the same seeds and budget")
         summary = summarize(
             rounds,
@@ -133,8 +153,6 @@ class Demo:
         load: LoadSnapshot,
     ) -> None:
         folder = self._plan.folder
-        lines = "".join(json.dumps(metrics) + "\n" for metrics in rounds)
-        write_atomically(folder / "metrics.jsonl", lines.encode())
         write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
         if not load.latencies_ms:
             raise FedgeError(f"no device answered; see {folder / 'logs'}")

@@ -69,7 +69,7 @@ def _draw_epsilon(path: Path, rounds: Sequence[Mapping[str, Any]]) -> None:
     nodes = sorted({node for metrics in rounds for node in metrics["epsilon"]})
     for index, node in enumerate(nodes):
         points = [(m["round"], m["epsilon"][node]) for m in rounds if node in m["epsilon"]]
-        axes.plot(*zip(*points, strict=True), marker=".", label=f"device {index}")
+        axes.plot(*zip(*points, strict=True), marker=".", label=f"node {index + 1}")
     axes.set(xlabel="round", ylabel="ε spent", title="Privacy spent, all rounds together")
     _finish(figure, axes, path)
 

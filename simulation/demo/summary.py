@@ -78,6 +78,8 @@ def complaints(summary: Mapping[str, Any], num_rounds: int) -> list[str]:
     if not summary["predictions"]:
         found.append("no prediction was answered")
     for name, version in summary["model_version_devices"].items():
-        if version != summary["model_version_server"]:
+        if not version:
+            found.append(f"{name} does not answer")
+        elif version != summary["model_version_server"]:
             found.append(f"{name} serves {version[:12]}, not the server's last version")
     return found

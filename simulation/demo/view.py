@@ -105,7 +105,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         ),
         (
             "ε of the devices, all rounds together",
-            ", ".join(f"{value:.2f}" for value in summary["epsilon"].values())
+            ", ".join("?" if e is None else f"{e:.2f}" for e in summary["epsilon"].values())
             + f"  (δ = {summary['delta']:g})",
         ),
         (

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,28 @@ def cpu_ticks(pid: int) -> int:
 def test_the_child_describes_its_task(worker: ProcessWorker) -> None:
     description = worker.describe()
     assert (description.name, description.input_shape) == ("digits", (64,))
-    assert description.layout_digest == TRAINER.layout.digest
+
+
+def test_a_model_with_batch_norm_is_described_and_refused_when_it_is_to_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (
+        "from torch import nn\n"
+        "from fedge.tasks.digits import Digits\n"
+        "class Task(Digits):\n"
+        "    def build_model(self):\n"
+        "        return nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 10))\n"
+    )
+    (tmp_path / "with_batch_norm.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.getcwd()]))
+    settings = replace(make_settings(tmp_path), task=TaskConfig("with_batch_norm:Task"))
+    worker = ProcessWorker(settings)
+    try:
+        assert worker.describe().template
+        with pytest.raises(TaskError, match=r"'0' is BatchNorm.*use GroupNorm"):
+            worker.propose(ask())
+    finally:
+        worker.stop()
 
 
 def test_a_proposal_counts_what_was_spent_and_what_is_planned(worker: ProcessWorker) -> None:

@@ -210,7 +210,7 @@ def test_a_file_that_is_not_a_socket_is_kept(servers: Servers, tmp_path: Path) -
 
 
 def test_a_socket_in_a_missing_folder_is_a_config_error(servers: Servers, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="folder exists"):
+    with pytest.raises(ConfigError, match="none is not a folder"):
         servers.start(f"unix:{tmp_path / 'none' / 's.sock'}")
 
 

@@ -15,6 +15,7 @@ from fedge.cli import (
     CheckOption,
     ConfigOption,
     SetOption,
+    interruptible,
     make_app,
     run_cli,
     stop_on_signals,
@@ -155,3 +156,20 @@ def test_logging_names_the_program_and_survives_an_unknown_level() -> None:
     )
     assert "fedge-x WARNING FEDGE_LOG_LEVEL=LOUD is not a level" in run.stderr
     assert run.stderr.endswith("fedge-x INFO hello\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_work_that_polls_nothing_is_interrupted_by_either_signal(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), interruptible(threading.Event()):
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_work_does_not_begin_after_a_stop() -> None:
+    stop = threading.Event()
+    stop.set()
+    begun = False
+    with pytest.raises(KeyboardInterrupt), interruptible(stop):
+        begun = True
+    assert not begun

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from fedge.errors import TaskError
-from fedge.weights import check_model, layout_of, read_vector, write_vector
+from fedge.tasks.digits import Digits
+from fedge.weights import build_checked_model, check_model, layout_of, read_vector, write_vector
 
 
 def model() -> nn.Module:
@@ -79,3 +80,16 @@ def test_a_tensor_that_is_not_float32_is_named() -> None:
         layout_of(nn.BatchNorm1d(3))
     with pytest.raises(TaskError, match=r"weight is torch\.float64"):
         layout_of(nn.Linear(2, 2).double())
+
+
+class Unbuildable(Digits):
+    """A task whose own code fails."""
+
+    def build_model(self) -> nn.Module:
+        raise ValueError("no such layer")
+
+
+def test_a_model_that_cannot_be_built_is_the_tasks_error() -> None:
+    assert isinstance(build_checked_model(Digits()), nn.Module)
+    with pytest.raises(TaskError, match="task digits cannot be built: ValueError: no such layer"):
+        build_checked_model(Unbuildable())

@@ -31,6 +31,11 @@ def test_check_says_that_a_configuration_is_fine_and_makes_nothing(
         ("rounds.num_round=3", "did you mean 'num_rounds'?"),
         ("task.name=nothing:here", "task.name: "),
         ("registry.address=0.0.0.0:9093", "set tls.cert and tls.key"),
+        ("aggregation.aggregator=none", "aggregation.aggregator: must be one of median, "),
+        ("aggregation.server_optimizer=none", "server_optimizer: must be one of fedavg, "),
+        ("refine.objective=none", "refine.objective: must be one of fine-tune, got 'none'"),
+        ("metrics_address=here", "metrics_address: must be host:port"),
+        ("task.options.seed=one", "digits: seed must be a whole number"),
     ],
 )
 def test_a_wrong_key_is_one_line_and_status_2(

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from flwr.serverapp import ServerApp
@@ -47,3 +48,13 @@ def test_a_value_that_cannot_be_used_is_named(run_config: dict[str, str | int], 
     with pytest.raises(ConfigError) as caught:
         server_app.read_run_config(run_config, run_id=1)  # type: ignore[arg-type]
     assert caught.value.key == key
+
+
+def test_the_app_ends_with_whoever_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(server_app, "die_with_parent", lambda: asked.append("die"))
+    monkeypatch.setattr(server_app, "quicken_grid", lambda: asked.append("run"))
+    context = SimpleNamespace(run_config={"num-rounds": -1}, run_id=1)
+    with pytest.raises(ConfigError, match="num-rounds"):
+        server_app.main(SimpleNamespace(), context)  # type: ignore[arg-type]
+    assert asked == ["die", "run"]

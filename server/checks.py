@@ -1,0 +1,52 @@
+"""What is refused before anything starts: names that nobody knows and models no device can use."""
+
+from __future__ import annotations
+
+from aggregation.cohort import aggregator_names
+from aggregation.methods import OPTIMIZERS
+from fedge.errors import ConfigError, ModelError
+from fedge.settings import split_address
+from fedge.task import Task, load_task
+from fedge.tokens import read_token
+from fedge.weights import build_checked_model
+from server.convert import MISSING_CONVERTER, find_converter
+from server.settings import ServerConfig
+from server.trainer.objectives import OBJECTIVES
+
+
+def load_checked_task(config: ServerConfig) -> Task:
+    """Return the task, or refuse what no run could be made with.
+
+    Raises:
+        FedgeError: it cannot be loaded, learnt or served to a device, or a name is unknown.
+    """
+    check_names(config)
+    task = load_task(config.task.name, **config.task.options)
+    build_checked_model(task)
+    if task.edge_files() is None and find_converter() is None:
+        raise ModelError(f"task {task.name} ships no TFLite template and {MISSING_CONVERTER}")
+    return task
+
+
+def check_names(config: ServerConfig, prefix: str = "") -> None:
+    """Refuse methods, addresses and files that do not exist.
+
+    Args:
+        prefix: of the dotted keys, where the configuration is a section of another.
+
+    Raises:
+        ConfigError: names the dotted key, and the names there are.
+    """
+    method = config.aggregation
+    _one_of(f"{prefix}aggregation.aggregator", method.aggregator, aggregator_names())
+    _one_of(f"{prefix}aggregation.server_optimizer", method.server_optimizer, list(OPTIMIZERS))
+    _one_of(f"{prefix}refine.objective", config.refine.objective, list(OBJECTIVES))
+    if config.metrics_address:
+        split_address(config.metrics_address, f"{prefix}metrics_address")
+    if config.refine.trainer and config.refine.token_file is not None:
+        read_token(config.refine.token_file, key=f"{prefix}refine.token_file")
+
+
+def _one_of(key: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"must be one of {', '.join(known)}, got {name!r}", key=key)
