@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +16,12 @@ from aggregation.contracts import (
 )
 from aggregation.methods import BUFFERED, STREAMING
 from aggregation.spill import SpilledUpdates
+from fedge.closing import Closing
 from fedge.errors import AggregationError, ConfigError
 from fedge.params import Layout, Vector
 
 
-class RoundAggregate:
+class RoundAggregate(Closing):
     """The updates of one round on their way to one delta.
 
     Args:
@@ -75,17 +75,6 @@ class RoundAggregate:
     def close(self) -> None:
         """Give back what the round held on disk; closing twice is fine."""
         self._intake.close()
-
-    def __enter__(self) -> RoundAggregate:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def aggregator_names() -> list[str]:

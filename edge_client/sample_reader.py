@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from edge_client.array_columns import empty_rows, unpack
 from edge_client.database import mapped_errors, open_read_only
 from edge_client.settings import StoreConfig
+from fedge.closing import Closing
 from fedge.task import Examples, Split
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def split_position(sample_id: str) -> float:
     return int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:6], "big") / 2**48
 
 
-class SampleReader:
+class SampleReader(Closing):
     """Reads a sample database, in the process that writes it or in another.
 
     Raises:
@@ -104,17 +104,6 @@ class SampleReader:
         """Close the file."""
         with self._lock:
             self._connection.close()
-
-    def __enter__(self) -> SampleReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _stack(rows: list[tuple[Any, ...]], newest: tuple[str, ...] | None) -> Examples:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 
 import numpy.typing as npt
 
@@ -17,6 +16,7 @@ from edge_client.array_columns import ArrayColumns, pack
 from edge_client.database import mapped_errors, open_database, transaction
 from edge_client.sample_reader import MIGRATIONS, Clock, SampleReader, split_position
 from edge_client.settings import StoreConfig
+from fedge.closing import Closing
 from fedge.errors import InvalidSample, UnknownSample
 from fedge.task import Examples, Split
 
@@ -24,7 +24,7 @@ MAX_ID_BYTES = 256
 ROW_OVERHEAD_BYTES = 128  # what SQLite and the other columns take, roughly
 
 
-class SampleDatabase:
+class SampleDatabase(Closing):
     """The one writer of a device's samples; safe across threads.
 
     What a method has returned from survives a kill and a power cut.
@@ -114,17 +114,6 @@ class SampleDatabase:
         self._reader.close()
         with self._lock:
             self._connection.close()
-
-    def __enter__(self) -> SampleDatabase:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _set_target(self, sample_id: str, label: ArrayColumns) -> bool:
         changed = self._connection.execute(

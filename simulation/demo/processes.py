@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from types import TracebackType
 
 from fedge.children import start_child, stop_children
+from fedge.closing import Closing
 from fedge.errors import FedgeError
 from simulation.demo.plan import DemoPlan
 
 LOG_LINES_SHOWN = 5
 
 
-class DemoProcesses:
+class DemoProcesses(Closing):
     """Server, trainer and devices as child processes; leaving the block stops them all."""
 
     def __init__(self, plan: DemoPlan) -> None:
         self._plan = plan
         self._running: dict[str, subprocess.Popen[bytes]] = {}
-
-    def __enter__(self) -> DemoProcesses:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def start_all(self) -> None:
         """Start trainer, server and every device."""
@@ -53,7 +42,7 @@ class DemoProcesses:
         """Tell whether the server has ended its run and itself."""
         return self._running["server"].poll() == 0
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Stop every process: all are asked at once."""
         stop_children(list(self._running.values()))
         self._running.clear()

@@ -1,5 +1,3 @@
-import datetime
-import ipaddress
 import socket
 import stat
 import threading
@@ -9,10 +7,6 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from fedge.channels import (
     MAX_MESSAGE_BYTES,
@@ -24,6 +18,7 @@ from fedge.channels import (
 )
 from fedge.errors import ConfigError, DeadlineExceeded, ProtocolMismatch, TransportError
 from fedge.settings import TlsConfig
+from tests.tls_files import make_tls
 
 PLAIN = TlsConfig()
 
@@ -82,32 +77,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def make_tls(folder: Path) -> tuple[TlsConfig, TlsConfig]:
-    """Write a self-signed certificate for 127.0.0.1; return the server's and client's side."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedge test")])
-    now = datetime.datetime.now(datetime.UTC)
-    alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(alternative, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    cert_file, key_file = folder / "cert.pem", folder / "key.pem"
-    cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return TlsConfig(cert=cert_file, key=key_file), TlsConfig(ca=cert_file)
 
 
 def test_tcp_on_loopback_needs_no_tls(servers: Servers) -> None:
