@@ -24,6 +24,7 @@ from edge_client.ledger_db import SqliteLedger
 from edge_client.model_store import ModelStore, load_bundled
 from edge_client.node_identity import SessionFile, load_identity
 from edge_client.participant import Participant, TrainedRound
+from edge_client.pending_message import PendingMessage
 from edge_client.process_worker import ProcessWorker
 from edge_client.registry_client import RegistryClient
 from edge_client.replies import FileReplyStore
@@ -152,6 +153,7 @@ class Daemon:
             poll_interval_s=node.poll_interval_s,
             reconnect_max_s=node.reconnect_max_s,
             session=SessionFile(self._folder.path),
+            pending=PendingMessage(self._folder.path),
         )
         self._node.start()
         stack.callback(self._node.stop)

@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from edge_client.backoff import Backoff
 from edge_client.node_identity import SessionFile
+from edge_client.pending_message import PendingMessage
 from fedge.errors import FedgeError, TransportError
 from fedge.flower_internals import ERROR_CODE_APP_FAILED, NodeConnection
 from fedge.superlink_errors import Refused, RunNotRunning
@@ -49,6 +50,7 @@ class NodeLoop:
             to once a second.
         reconnect_max_s: longest wait between two attempts to connect.
         session: remembers an open session.
+        pending: remembers the message being answered.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class NodeLoop:
         poll_interval_s: float,
         reconnect_max_s: float,
         session: SessionFile,
+        pending: PendingMessage,
     ) -> None:
         self._connect = connect
         self._app = app
         self._poll_interval_s = poll_interval_s
         self._backoff = Backoff(FIRST_DELAY_S, max(FIRST_DELAY_S, reconnect_max_s))
         self._session = session
+        self._pending = pending
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="node", daemon=True)
         self._unsent: _Unsent | None = None
@@ -112,10 +116,20 @@ class NodeLoop:
                 _log.info("connected again")
             self._node_id = node_id
             self._session.write(node_id)
+            self._give_up_what_a_crash_cut_off(node_id)
             self._serve(connection, node_id)
         finally:
             if connection.close():
                 self._session.clear()
+
+    def _give_up_what_a_crash_cut_off(self, node_id: int) -> None:
+        """Let the server know at once, so that its round does not wait for us till its deadline."""
+        if self._unsent is not None:
+            return
+        message = self._pending.take(node_id)
+        if message is not None:
+            error = Error(ERROR_CODE_APP_FAILED, "the device was cut off in the middle of its work")
+            self._unsent = _Unsent(Message(error, reply_to=message), 0.0)
 
     def _serve(self, connection: NodeConnection, node_id: int) -> None:
         busy_at = time.monotonic()
@@ -132,6 +146,7 @@ class NodeLoop:
                 self._stop.wait(wait_s)
                 continue
             began = time.monotonic()
+            self._pending.note(message)
             reply = self._answer(message, node_id)
             busy_at = time.monotonic()
             self._unsent = _Unsent(reply, busy_at - began)
@@ -158,6 +173,7 @@ class NodeLoop:
                 raise
             _log.warning("a reply was dropped after %d attempts: %s", MAX_PUSHES, error)
         self._unsent = None
+        self._pending.clear()
 
     def _answer(self, message: Message, node_id: int) -> Message:
         """Call the app; what it raises becomes one line, never a traceback or a sample."""

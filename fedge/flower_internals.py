@@ -23,7 +23,7 @@ import httpx
 from flwr.app import Message
 from flwr.app.message.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, ErrorCode
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -32,6 +32,7 @@ from flwr.proto.fleet_pb2 import (
     RegisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
@@ -61,6 +62,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import http_grid
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from google.protobuf.message import DecodeError
 
 from fedge.errors import ConfigError, TransportError
 from fedge.heartbeat import Heartbeat
@@ -100,6 +102,23 @@ def quicken_grid() -> None:
 def assign_message_id(message: Message, message_id: str) -> None:
     """Give a message the id that a SuperLink would have given it; for in-process grids."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def pack_message(message: Message) -> bytes:
+    """Return what a reply to a message needs, without the content; `unpack_message` reads it."""
+    return message_to_proto(remove_content_from_message(message)).SerializeToString()
+
+
+def unpack_message(content: bytes) -> Message:
+    """Read what `pack_message` wrote.
+
+    Raises:
+        TransportError: it is something else.
+    """
+    try:
+        return message_from_proto(MessageProto.FromString(content))
+    except (DecodeError, ValueError) as error:
+        raise TransportError(f"not a packed message: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from edge_client.node_identity import SessionFile
+from edge_client.pending_message import PENDING_FILE, PendingMessage
 from edge_client.supernode import MAX_PUSHES, NodeLoop
 from fedge.errors import TaskError, TransportError
 from fedge.flower_internals import NodeConnection, set_task_identity
@@ -85,6 +86,7 @@ def running(link: FakeSuperLink, folder: Path) -> Iterator[NodeLoop]:
         poll_interval_s=0.001,
         reconnect_max_s=0.01,
         session=SessionFile(folder),
+        pending=PendingMessage(folder),
     )
     loop.start()
     try:
@@ -141,6 +143,44 @@ def test_a_reply_that_an_outage_held_up_is_sent_after_it(tmp_path: Path) -> None
         wait_until(lambda: link.replies, "the reply")
     assert link.num_opened == 3
     assert len(link.replies) == 1
+
+
+def test_what_a_crash_cut_off_is_answered_with_an_error_at_once(tmp_path: Path) -> None:
+    cut_off = instruction("one")
+    PendingMessage(tmp_path).note(cut_off)
+    link = FakeSuperLink()
+    with running(link, tmp_path):
+        wait_until(lambda: link.replies, "the error reply")
+    assert link.replies[0].has_error()
+    assert "cut off" in str(link.replies[0].error.reason)
+    assert link.replies[0].metadata.reply_to_message_id == cut_off.metadata.message_id
+    assert link.replies[0].metadata.run_id == cut_off.metadata.run_id
+    assert not (tmp_path / PENDING_FILE).exists()
+
+
+def test_what_another_node_left_unanswered_is_forgotten(tmp_path: Path) -> None:
+    PendingMessage(tmp_path).note(instruction("one"))
+    link = FakeSuperLink()
+    link.node_id = 43
+    link.messages = [instruction("two")]
+    with running(link, tmp_path):
+        wait_until(lambda: link.replies, "the reply to the next message")
+    assert [reply.metadata.reply_to_message_id for reply in link.replies] == ["two"]
+
+
+def test_an_answered_message_is_no_longer_pending(tmp_path: Path) -> None:
+    link = FakeSuperLink()
+    link.messages = [instruction("one")]
+    with running(link, tmp_path):
+        wait_until(lambda: link.replies, "the reply")
+        wait_until(lambda: not (tmp_path / PENDING_FILE).exists(), "the note is removed")
+    assert not link.replies[0].has_error()
+
+
+def test_a_damaged_note_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / PENDING_FILE).write_bytes(b"\xff\xff nonsense")
+    assert PendingMessage(tmp_path).take(42) is None
+    assert not (tmp_path / PENDING_FILE).exists()
 
 
 def test_a_reply_is_dropped_when_the_node_is_another_one_now(tmp_path: Path) -> None:

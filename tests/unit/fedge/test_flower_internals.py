@@ -27,6 +27,8 @@ SIGNATURES = {
     "flwr.common.constant:HEARTBEAT_DEFAULT_INTERVAL": None,
     "flwr.common.constant:ErrorCode.CLIENT_APP_RAISED_EXCEPTION": None,
     "flwr.common.serde:message_to_proto": ["message"],
+    "flwr.common.serde:message_from_proto": ["message_proto"],
+    "flwr.proto.message_pb2:Message": None,
     "flwr.proto.fleet_pb2:RegisterNodeFleetRequest": None,
     "flwr.proto.fleet_pb2:ActivateNodeRequest": None,
     "flwr.proto.fleet_pb2:DeactivateNodeRequest": None,
