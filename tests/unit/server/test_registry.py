@@ -20,6 +20,7 @@ from protos.fedge.v1.registry_pb2_grpc import ModelRegistryStub
 from server.export import ExportedModel
 from server.publisher import Publisher
 from server.registry import RegistryServer
+from tests.tls_files import make_tls
 
 DEADLINE_S = 30.0
 KEY = Ed25519PrivateKey.generate()
@@ -105,6 +106,25 @@ def test_nothing_older_than_the_known_round_is_sent(
     stream = stub.Watch(watch(known_round=4), timeout=DEADLINE_S)
     publisher.publish(4, model(b"4" * 8))
     assert _round(next(iter(stream))) == 4
+
+
+def test_over_tls_only_those_who_trust_its_authority_are_served(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    server_tls, client_tls = make_tls(tmp_path)
+    publisher.publish(1, model(b"1" * 8))
+    server = RegistryServer(publisher, "127.0.0.1:0", server_tls)
+    address = f"127.0.0.1:{server.start()}"
+    try:
+        with client_channel(address, client_tls) as channel:
+            stream = ModelRegistryStub(channel).Watch(watch(), timeout=DEADLINE_S)
+            assert _round(next(iter(stream))) == 1
+        with client_channel(address, TlsConfig()) as channel:
+            plain = ModelRegistryStub(channel)
+            refused = code_of(lambda: next(iter(plain.Watch(watch(), timeout=DEADLINE_S))))
+        assert refused == grpc.StatusCode.UNAVAILABLE
+    finally:
+        server.stop()
 
 
 def test_a_hundred_and_fifty_watchers_all_hear_of_a_version_and_fetch_still_works(
