@@ -7,7 +7,6 @@ crash costs the daemon nothing but the round.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import select
@@ -30,6 +29,7 @@ from edge_client.worker_frames import (
     error_to_json,
     plan_from_json,
 )
+from fedge.children import die_with_parent
 from fedge.config import build
 from fedge.errors import FedgeError, TransportError
 from fedge.privacy.accounting import Spend, epsilon
@@ -37,7 +37,6 @@ from fedge.settings import Hyperparameters
 from fedge.task import load_task
 
 WARM_UP_AFTER_S = 0.5
-_PR_SET_PDEATHSIG = 1
 
 _log = logging.getLogger(__name__)
 
@@ -152,8 +151,7 @@ def _is_readable(connection: socket.socket, timeout_s: float) -> bool:
 
 def die_with(parent: int) -> None:
     """Ask the kernel to kill this process when its parent dies (Linux; elsewhere EOF does it)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.getppid() != parent:
         sys.exit(0)
 

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import grpc
 from grpc import aio
@@ -175,15 +175,6 @@ def map_rpc_error(error: grpc.RpcError, address: str = "the other side") -> Tran
             )
     name = "no status" if code is None else code.name
     return TransportError(f"{address} answered {name}: {detail or 'no details'}; see its log")
-
-
-def refuse_protocol(context: grpc.ServicerContext, found: int) -> NoReturn:
-    """End a call whose protocol version is another; the caller gets a ProtocolMismatch."""
-    context.abort(
-        grpc.StatusCode.UNIMPLEMENTED,
-        f"protocol {found} was asked for and {PROTOCOL_VERSION} is spoken here",
-    )
-    raise AssertionError("abort raises")
 
 
 def _client_credentials(tls: TlsConfig) -> grpc.ChannelCredentials:

@@ -3,3 +3,8 @@
 from __future__ import annotations
 
 PROTOCOL_VERSION = 1
+
+
+def refusal(found: int) -> str:
+    """Return what a service tells a caller that speaks another version."""
+    return f"protocol {found} was asked for and {PROTOCOL_VERSION} is spoken here"

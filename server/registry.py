@@ -16,7 +16,7 @@ from grpc import aio
 
 from fedge.channels import add_address, make_async_server
 from fedge.chunks import CHUNK_BYTES
-from fedge.protocol import PROTOCOL_VERSION
+from fedge.protocol import PROTOCOL_VERSION, refusal
 from fedge.settings import TlsConfig
 from protos.fedge.v1 import registry_pb2, registry_pb2_grpc
 from server.publisher import DIGEST, PublishedVersion, Publisher
@@ -172,5 +172,5 @@ async def _check_protocol(found: int, context: aio.ServicerContext) -> None:  # 
         # The code that fedge.channels.map_rpc_error turns into a ProtocolMismatch.
         await context.abort(
             grpc.StatusCode.UNIMPLEMENTED,
-            f"protocol {found} was asked for and {PROTOCOL_VERSION} is spoken here",
+            refusal(found),
         )

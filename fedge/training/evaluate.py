@@ -44,17 +44,6 @@ def example_losses(model: nn.Module, task: Task, examples: Examples) -> Values:
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def example_metrics(model: nn.Module, task: Task, examples: Examples) -> dict[str, Values]:
-    """Return ``loss`` and each metric of the task example by example, ``[N]`` each."""
-    rows: dict[str, list[float]] = {"loss": []}
-    for outputs, targets in _predictions(model, examples):
-        rows["loss"] += check_losses(task.loss(outputs, targets), len(targets)).tolist()
-        for output, target in zip(outputs.split(1), targets.split(1), strict=True):
-            for name, value in task.metrics(output, target).items():
-                rows.setdefault(name, []).append(value)
-    return {name: np.asarray(values, np.float64) for name, values in rows.items()}
-
-
 def _predictions(model: nn.Module, examples: Examples) -> Any:
     """Yield outputs and targets batch by batch."""
     model.eval()

@@ -17,7 +17,7 @@ from fedge.rng import stream_seed
 from fedge.settings import Hyperparameters
 from fedge.task import Examples, Task
 from fedge.training.dpsgd import run_dpsgd
-from fedge.training.evaluate import Values, example_losses, example_metrics, mean_metrics
+from fedge.training.evaluate import Values, example_losses, mean_metrics
 from fedge.training.sgd import run_sgd
 from fedge.weights import build_checked_model, layout_of, read_vector, write_vector
 
@@ -110,11 +110,6 @@ class LocalTrainer:
         """Return each example's loss, ``[N]``."""
         self._load(weights)
         return example_losses(self._model, self._task, examples)
-
-    def per_example(self, weights: Vector, examples: Examples) -> dict[str, Values]:
-        """Return ``loss`` and each metric of the task example by example, ``[N]`` each."""
-        self._load(weights)
-        return example_metrics(self._model, self._task, examples)
 
     def _load(self, weights: Vector) -> None:
         try:

@@ -10,7 +10,7 @@ import numpy as np
 from fedge.chunks import join_chunks
 from fedge.errors import ConfigError, FedgeError, TransportError
 from fedge.params import Layout, Vector, vector_digest
-from fedge.protocol import PROTOCOL_VERSION
+from fedge.protocol import PROTOCOL_VERSION, refusal
 from protos.fedge.v1 import trainer_pb2 as pb
 from server.trainer.objectives import OBJECTIVES
 from server.trainer.wire import Order, order_from_proto
@@ -38,7 +38,7 @@ def check_order(message: pb.RefineSpec, layout: Layout, max_model_bytes: int) ->
     if message.protocol != PROTOCOL_VERSION:
         raise Refused(
             grpc.StatusCode.UNIMPLEMENTED,
-            f"protocol {message.protocol} was asked for, the trainer speaks {PROTOCOL_VERSION}",
+            refusal(message.protocol),
         )
     if message.size_bytes > max_model_bytes:
         raise Refused(

@@ -9,10 +9,10 @@ import grpc
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedge.channels import add_address, make_server, refuse_protocol
+from fedge.channels import add_address, make_server
 from fedge.chunks import iter_chunks
 from fedge.manifest import Blob, ModelManifest, SelfTest, sign
-from fedge.protocol import PROTOCOL_VERSION
+from fedge.protocol import PROTOCOL_VERSION, refusal
 from fedge.settings import TlsConfig
 from fedge.tflite.patch import Patcher
 from fedge.tflite.runner import Runner
@@ -67,7 +67,7 @@ class Registry(registry_pb2_grpc.ModelRegistryServicer):
     ) -> Iterator[registry_pb2.SignedManifest]:
         self.watches += 1
         if request.protocol != self.protocol:
-            refuse_protocol(context, request.protocol)
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, refusal(request.protocol))
         sent = max(0, len(self._signed) - 1)
         while context.is_active():
             with self._changed:

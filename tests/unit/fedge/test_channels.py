@@ -14,9 +14,9 @@ from fedge.channels import (
     client_channel,
     make_server,
     map_rpc_error,
-    refuse_protocol,
 )
 from fedge.errors import ConfigError, DeadlineExceeded, ProtocolMismatch, TransportError
+from fedge.protocol import refusal
 from fedge.settings import TlsConfig
 from tests.tls_files import make_tls
 
@@ -34,7 +34,7 @@ class Servers:
         server = make_server(4)
 
         def old(_request: bytes, context: grpc.ServicerContext) -> bytes:
-            refuse_protocol(context, 7)
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, refusal(7))
 
         def hang(request: bytes, _context: grpc.ServicerContext) -> bytes:
             self.release.wait(10)
