@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from aggregation.contracts import (
+    AggregatorOptions,
     BufferedAggregator,
     ClientUpdate,
     Memory,
@@ -26,6 +28,7 @@ class RoundAggregate(Closing):
 
     Args:
         name: a registered aggregator, streaming or buffered.
+        options: what it is configured with.
         context: what the method may know of the round.
         spill_dir: where a buffered method keeps the updates; unused by a streaming one.
 
@@ -34,10 +37,17 @@ class RoundAggregate(Closing):
         AggregationError: there is no place for the updates.
     """
 
-    def __init__(self, name: str, layout: Layout, context: RoundContext, spill_dir: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        options: AggregatorOptions,
+        layout: Layout,
+        context: RoundContext,
+        spill_dir: Path,
+    ) -> None:
         self._layout = layout
         self._context = context
-        self._intake = _make_intake(name, layout, context, spill_dir)
+        self._intake = _make_intake(name, options, layout, context, spill_dir)
         self._num_updates = 0
 
     @property
@@ -55,16 +65,20 @@ class RoundAggregate(Closing):
         self._intake.add(update)
         self._num_updates += 1
 
-    def finish(self) -> tuple[Vector, Memory]:
+    def finish(self, reference: Vector | None = None) -> tuple[Vector, Memory]:
         """Return the aggregate delta and the memory for the next round.
 
+        Args:
+            reference: the cloud's own update from the same parent, for a method that needs it.
+
         Raises:
-            AggregationError: no update was added, or their aggregate is not finite.
+            AggregationError: no update was added, what the method needs is missing, or the
+                aggregate is not finite.
         """
         where = f"round {self._context.round}"
         if self._num_updates == 0:
             raise AggregationError(f"{where}: no update was accepted; the model stays as it is")
-        delta, memory = self._intake.finish()
+        delta, memory = self._intake.finish(reference)
         if not np.isfinite(delta).all():
             raise AggregationError(
                 f"{where}: the aggregate of {self._num_updates} updates is not finite although "
@@ -82,10 +96,15 @@ def aggregator_names() -> list[str]:
     return sorted([*STREAMING, *BUFFERED])
 
 
+def needs_reference(name: str) -> bool:
+    """Tell whether an aggregator needs the cloud's own update (FLTrust)."""
+    return name in BUFFERED and BUFFERED[name](AggregatorOptions()).needs_reference
+
+
 class _Intake(Protocol):
     def add(self, update: ClientUpdate) -> None: ...
 
-    def finish(self) -> tuple[Vector, Memory]: ...
+    def finish(self, reference: Vector | None) -> tuple[Vector, Memory]: ...
 
     def close(self) -> None: ...
 
@@ -102,7 +121,7 @@ class _StreamingIntake:
     def add(self, update: ClientUpdate) -> None:
         self._state = self._method.add(self._state, update)
 
-    def finish(self) -> tuple[Vector, Memory]:
+    def finish(self, reference: Vector | None) -> tuple[Vector, Memory]:  # noqa: ARG002
         return self._method.finish(self._state)
 
     def close(self) -> None:
@@ -123,17 +142,24 @@ class _BufferedIntake:
     def add(self, update: ClientUpdate) -> None:
         self._updates.append(update)
 
-    def finish(self) -> tuple[Vector, Memory]:
-        return self._method.finish(self._updates, self._layout, self._context)
+    def finish(self, reference: Vector | None) -> tuple[Vector, Memory]:
+        context = replace(self._context, reference=reference)
+        return self._method.finish(self._updates, self._layout, context)
 
     def close(self) -> None:
         self._updates.close()
 
 
-def _make_intake(name: str, layout: Layout, context: RoundContext, spill_dir: Path) -> _Intake:
+def _make_intake(
+    name: str,
+    options: AggregatorOptions,
+    layout: Layout,
+    context: RoundContext,
+    spill_dir: Path,
+) -> _Intake:
     if name in STREAMING:
-        return _StreamingIntake(STREAMING[name](), layout, context)
+        return _StreamingIntake(STREAMING[name](options), layout, context)
     if name in BUFFERED:
-        return _BufferedIntake(BUFFERED[name](), layout, context, spill_dir)
+        return _BufferedIntake(BUFFERED[name](options), layout, context, spill_dir)
     known = ", ".join(aggregator_names())
     raise ConfigError(f"no aggregator is called {name!r}; there are: {known}")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
 from fedge.naming import Registry
 from fedge.params import Layout, Vector
+
+if TYPE_CHECKING:
+    from fedge.privacy.noise import Draws  # brings torch, which a device's codecs do without
 
 S = TypeVar("S")
 Memory = dict[str, Any]
@@ -40,11 +43,53 @@ class ClientUpdate:
     Attributes:
         delta: client weights less parent weights, ``[layout.size]``.
         num_examples: public example weight, > 0.
+        norm: L2 norm of the delta, finite.
+        num_steps: local steps it took, >= 1.
+        discount: what staleness leaves of its weight, in (0, 1]. Robust rules act on the delta
+            before it.
     """
 
     client: int
     delta: Vector
     num_examples: float
+    norm: float
+    num_steps: float = 1.0
+    discount: float = 1.0
+
+    @property
+    def weight(self) -> float:
+        """Example weight after staleness."""
+        return self.num_examples * self.discount
+
+
+@dataclass(frozen=True)
+class AggregatorOptions:
+    """What an aggregator may be configured with.
+
+    Attributes:
+        malicious_fraction: share of the updates that may be hostile; below one half.
+        norm_bound: L2 norm that an update is scaled down to; 0 adapts it to the median norm of
+            the last round.
+        bound_factor: adaptive bound in median norms.
+        learning_rate, momentum: what the clients of this round train with (SCAFFOLD, FedNova).
+        num_clients: clients in all, of which a round asks some (SCAFFOLD); 0 takes as many as
+            send an update.
+        clip_norm: L2 norm that the private mean scales updates down to.
+        noise_multiplier: standard deviation of the private mean's noise in clipping norms.
+        expected_cohort: public number that the private mean divides by.
+        draws: where its noise comes from; None is the operating system's entropy.
+    """
+
+    malicious_fraction: float = 0.2
+    norm_bound: float = 0.0
+    bound_factor: float = 1.0
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+    num_clients: int = 0
+    clip_norm: float = 1.0
+    noise_multiplier: float = 0.0
+    expected_cohort: int = 1
+    draws: Draws | None = None
 
 
 class StreamingAggregator(Protocol[S]):
@@ -75,8 +120,18 @@ class UpdateFile(Protocol):
     """Updates of one round on disk, read back in chunks of coordinates."""
 
     @property
-    def num_examples(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Return the example weights, ``[N]``, in client order."""
+    def weights(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the example weights after staleness, ``[N]``, in client order."""
+        ...
+
+    @property
+    def discounts(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return what staleness leaves of each update, ``[N]`` in (0, 1], in client order."""
+        ...
+
+    @property
+    def norms(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the L2 norms, ``[N]``, in client order."""
         ...
 
     def __len__(self) -> int:
@@ -89,7 +144,13 @@ class UpdateFile(Protocol):
 
 
 class BufferedAggregator(Protocol):
-    """A method that needs all updates at once (median, Krum, ...)."""
+    """A method that needs all updates at once (median, Krum, ...).
+
+    Attributes:
+        needs_reference: whether the context must hold the cloud's own update (FLTrust).
+    """
+
+    needs_reference: ClassVar[bool]
 
     def finish(
         self, updates: UpdateFile, layout: Layout, context: RoundContext
@@ -116,7 +177,8 @@ class Encoded:
 
     Attributes:
         bits: bits per parameter.
-        distortion: ‖decoded − delta‖² / ‖delta‖² (0 for a zero delta).
+        distortion: ‖decoded − x‖² / ‖x‖² (0 where x is zero), x what was encoded: the delta, or
+            under error feedback delta and residual together.
     """
 
     codec: str
@@ -127,6 +189,11 @@ class Encoded:
 
 class Codec(Protocol[S]):
     """Encodes a delta on the device and decodes it on the server; state holds error feedback."""
+
+    @property
+    def unbiased(self) -> bool:
+        """Tell whether the decoded delta's expectation is the delta."""
+        ...
 
     def init(self, layout: Layout) -> S:
         """Return the state before the first round."""
@@ -147,15 +214,28 @@ class Codec(Protocol[S]):
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """What a server optimiser may be configured with."""
+    """What a server optimiser may be configured with.
+
+    Attributes:
+        momentum: of FedAvgM.
+        beta_1: decay of the first moment in FedAdam and FedYogi, in [0, 1).
+        beta_2: decay of the second moment in FedAdam and FedYogi, in [0, 1).
+        tau: added to the root of the second moment, > 0; smaller adapts more.
+    """
 
     learning_rate: float = 1.0
     momentum: float = 0.9
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    tau: float = 1e-3
 
 
-STREAMING: Registry[type[StreamingAggregator[Any]]] = Registry("streaming aggregator")
-BUFFERED: Registry[type[BufferedAggregator]] = Registry("buffered aggregator")
+STREAMING: Registry[Callable[[AggregatorOptions], StreamingAggregator[Any]]] = Registry(
+    "streaming aggregator"
+)
+BUFFERED: Registry[Callable[[AggregatorOptions], BufferedAggregator]] = Registry(
+    "buffered aggregator"
+)
 OPTIMIZERS: Registry[Callable[[OptimizerOptions], ServerOptimizer[Any]]] = Registry(
     "server optimizer"
 )
-CODECS: Registry[type[Codec[Any]]] = Registry("codec")

@@ -5,19 +5,28 @@ Source: Yin et al. 2018, arXiv:1803.01498.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from typing import ClassVar
 
-from aggregation.contracts import BUFFERED, Memory, RoundContext, UpdateFile
+import numpy as np
+
+from aggregation.columns import Rows, chunks
+from aggregation.contracts import BUFFERED, AggregatorOptions, Memory, RoundContext, UpdateFile
 from fedge.errors import AggregationError
 from fedge.params import Layout, Vector
-
-_CHUNK_BYTES = 16 * 1024 * 1024
 
 
 @BUFFERED.register("median")
 class CoordinateMedian:
-    """Median of every coordinate over the clients, unweighted."""
+    """Median of every coordinate over the clients; an even number averages the middle two.
+
+    Unweighted: neither examples nor staleness count, because a weight would be one more thing to
+    lie about.
+    """
+
+    needs_reference: ClassVar[bool] = False
+
+    def __init__(self, options: AggregatorOptions) -> None:
+        del options  # it assumes nothing but an honest majority
 
     def finish(
         self,
@@ -25,23 +34,20 @@ class CoordinateMedian:
         layout: Layout,
         context: RoundContext,  # noqa: ARG002
     ) -> tuple[Vector, Memory]:
-        """Return the median delta; holds 16 MiB of updates at a time."""
+        """Return the median delta; nothing is remembered."""
         if len(updates) == 0:
             raise AggregationError("there is no update to take the median of")
         median = np.empty(layout.size, np.float32)
-        width = max(1, _CHUNK_BYTES // (4 * len(updates)))
-        for start in range(0, layout.size, width):
-            stop = min(start + width, layout.size)
-            median[start:stop] = _median_rows(updates.columns(start, stop))
+        for part, rows in chunks(updates, layout.size):
+            # Five times faster than numpy's median; a sorting network of np.minimum and
+            # np.maximum, selection and torch's sort are all slower than this sort.
+            rows.sort(axis=0)
+            median[part] = middle(rows)
         return median, {}
 
 
-def _median_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the median over ``[N, K]``'s rows, ``[K]``; sorts in place.
-
-    numpy's vectorised sort takes a fifth of the time of its median.
-    """
-    rows.sort(axis=0)
+def middle(rows: Rows) -> Vector:
+    """Return the median of ``[N, K]`` rows that are sorted along axis 0, ``[K]``."""
     low, high = (len(rows) - 1) // 2, len(rows) // 2
-    median: npt.NDArray[np.float32] = (rows[low] + rows[high]) / np.float32(2)
+    median: Vector = (rows[low] + rows[high]) / np.float32(2)
     return median

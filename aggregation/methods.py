@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from aggregation import codecs, mean, median, optimizers
-from aggregation.contracts import BUFFERED, CODECS, OPTIMIZERS, STREAMING
+from aggregation import (
+    adaptive,
+    bounded,
+    bulyan,
+    centred,
+    fednova,
+    fltrust,
+    krum,
+    mean,
+    median,
+    optimizers,
+    private,
+    rfa,
+    scaffold,
+    trimmed,
+)
+from aggregation.contracts import BUFFERED, OPTIMIZERS, STREAMING
 
 __all__ = [
     "BUFFERED",
-    "CODECS",
     "OPTIMIZERS",
     "STREAMING",
-    "codecs",
+    "adaptive",
+    "bounded",
+    "bulyan",
+    "centred",
+    "fednova",
+    "fltrust",
+    "krum",
     "mean",
     "median",
     "optimizers",
+    "private",
+    "rfa",
+    "scaffold",
+    "trimmed",
 ]

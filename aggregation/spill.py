@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -13,6 +15,18 @@ import numpy.typing as npt
 from aggregation.contracts import ClientUpdate
 from fedge.errors import AggregationError
 from fedge.params import Layout
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is kept in memory of an update."""
+
+    client: int
+    weight: float
+    discount: float
+    norm: float
 
 
 class SpilledUpdates:
@@ -29,8 +43,7 @@ class SpilledUpdates:
     def __init__(self, layout: Layout, folder: Path) -> None:
         self._layout = layout
         self._folder = folder
-        self._clients: list[int] = []
-        self._weights: list[float] = []
+        self._rows: list[_Row] = []
         self._map: mmap.mmap | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -39,13 +52,23 @@ class SpilledUpdates:
             raise self._cannot("make", error) from error
 
     @property
-    def num_examples(self) -> npt.NDArray[np.float64]:
-        """Example weights, ``[N]``, in client order."""
-        return np.asarray(self._weights, np.float64)[self._order()]
+    def weights(self) -> Floats:
+        """Example weights after staleness, ``[N]``, in client order."""
+        return self._column(lambda row: row.weight)
+
+    @property
+    def discounts(self) -> Floats:
+        """What staleness leaves of each update, ``[N]``, in client order."""
+        return self._column(lambda row: row.discount)
+
+    @property
+    def norms(self) -> Floats:
+        """L2 norms, ``[N]``, in client order."""
+        return self._column(lambda row: row.norm)
 
     def __len__(self) -> int:
         """Return N, the number of updates."""
-        return len(self._clients)
+        return len(self._rows)
 
     def append(self, update: ClientUpdate) -> None:
         """Write one update.
@@ -60,8 +83,7 @@ class SpilledUpdates:
             self._file.flush()
         except OSError as error:
             raise self._cannot("write", error) from error
-        self._clients.append(update.client)
-        self._weights.append(update.num_examples)
+        self._rows.append(_Row(update.client, update.weight, update.discount, update.norm))
 
     def columns(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Return a copy of the coordinates [start, stop) of every update, ``[N, stop - start]``."""
@@ -78,8 +100,11 @@ class SpilledUpdates:
         self._unmap()
         self._file.close()
 
+    def _column(self, value: Callable[[_Row], float]) -> Floats:
+        return np.asarray([value(self._rows[i]) for i in self._order()], np.float64)
+
     def _order(self) -> list[int]:
-        return sorted(range(len(self)), key=self._clients.__getitem__)
+        return sorted(range(len(self)), key=lambda i: self._rows[i].client)
 
     def _unmap(self) -> None:
         if self._map is not None:

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import tracemalloc
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from aggregation.contracts import ClientUpdate
-from aggregation.gate import GateLimits, UpdateGate, squared_norm
+from aggregation.gate import GateLimits, UpdateGate
 from fedge.errors import UpdateRejected
 from fedge.params import Layout, Vector
 
@@ -78,9 +76,12 @@ def test_a_stock_client_has_no_layout_digest() -> None:
         ({"num_examples": "12"}, "examples"),
         ({"num_examples": None}, "examples"),
         ({"num_examples": 2 + 0j}, "examples"),
+        ({"num_steps": 0.5}, "steps"),
+        ({"num_steps": float("nan")}, "steps"),
+        ({"num_steps": 1e9}, "steps"),
     ],
 )
-def test_what_is_wrong_is_refused_located_and_counted(changes: dict[str, Any], reason: str) -> None:
+def test_what_is_wrong_is_refused_and_located(changes: dict[str, Any], reason: str) -> None:
     gate = open_gate()
     with pytest.raises(UpdateRejected) as caught:
         admit(gate, **changes)
@@ -88,7 +89,6 @@ def test_what_is_wrong_is_refused_located_and_counted(changes: dict[str, Any], r
     assert (caught.value.client, caught.value.round) == (7, 5)
     assert "client 7" in str(caught.value)
     assert "round 5" in str(caught.value)
-    assert gate.counts == {reason: 1}
 
 
 def test_a_refused_client_may_try_again_and_an_admitted_one_may_not() -> None:
@@ -101,16 +101,12 @@ def test_a_refused_client_may_try_again_and_an_admitted_one_may_not() -> None:
         with pytest.raises(UpdateRejected) as caught:
             admit(gate)
         assert caught.value.reason == "duplicate"
-    assert gate.counts == {"not-finite": 1, "duplicate": 2}
 
 
-def test_a_new_round_forgets_who_was_admitted_and_what_was_refused() -> None:
+def test_a_new_round_forgets_who_was_admitted() -> None:
     gate = open_gate()
     admit(gate)
-    with pytest.raises(UpdateRejected):
-        admit(gate)
     gate.open_round(6, "b" * 64)
-    assert gate.counts == {}
     assert admit(gate, round=6, parent="b" * 64).client == 7
 
 
@@ -125,7 +121,7 @@ def test_the_norm_may_reach_its_limit_and_not_pass_it() -> None:
     gate = open_gate(GateLimits(max_norm=2.0))
     assert admit(gate, np.ones(4, np.float32)).client == 7
     above = np.ones(4, np.float32)
-    above[0] = np.nextafter(np.float32(1), np.float32(2))
+    above[0] = 1.0001
     with pytest.raises(UpdateRejected, match="at most 2") as caught:
         admit(gate, above, client=8)
     assert caught.value.reason == "norm"
@@ -144,9 +140,27 @@ def test_numpy_scalars_are_numbers() -> None:
     assert admit(gate, num_examples=np.int64(3), client=8).num_examples == 3.0
 
 
-@given(hnp.arrays(np.float32, st.integers(0, 40), elements=st.floats(width=32)))
-def test_the_norm_is_finite_exactly_if_every_value_is(vector: Vector) -> None:
-    assert np.isfinite(squared_norm(vector)) == np.isfinite(vector).all()
+def test_a_late_update_is_admitted_within_the_limit_and_discounted() -> None:
+    gate = UpdateGate(LAYOUT, GateLimits(max_staleness=3))
+    for round, parent in enumerate("abcde", start=1):
+        gate.open_round(round, parent * 64)
+    late = admit(gate, round=2, parent="b" * 64)
+    assert late.discount == pytest.approx((1 + 3) ** -0.5)
+    assert late.weight == pytest.approx(late.num_examples / 2)
+    assert admit(gate, client=8, round=5, parent="e" * 64).discount == 1.0
+    with pytest.raises(UpdateRejected, match="expected 2 to 5, got 1"):
+        admit(gate, client=9, round=1, parent="a" * 64)
+    with pytest.raises(UpdateRejected, match="parent"):
+        admit(gate, client=9, round=3, parent="d" * 64)
+
+
+def test_a_late_and_a_fresh_update_of_one_client_do_not_meet_in_one_aggregate() -> None:
+    gate = UpdateGate(LAYOUT, GateLimits(max_staleness=1))
+    gate.open_round(4, "a" * 64)
+    gate.open_round(5, PARENT)
+    admit(gate, round=4, parent="a" * 64)
+    with pytest.raises(UpdateRejected, match="duplicate"):
+        admit(gate)
 
 
 @given(hnp.arrays(np.uint32, 4))
@@ -155,19 +169,9 @@ def test_any_four_words_are_admitted_or_refused_without_warning(
 ) -> None:
     gate = open_gate()
     delta = words.view(np.float32)
-    if np.isfinite(delta).all() and np.abs(delta).max() < 1e23:
+    if np.isfinite(delta).all() and np.abs(delta).max() < 1e17:
         assert admit(gate, delta).delta is delta
         return
-    with pytest.raises(UpdateRejected):
+    with pytest.raises(UpdateRejected) as caught:
         admit(gate, delta)
-    assert set(gate.counts) <= {"not-finite", "norm"}
-
-
-def test_the_norm_is_right_across_chunks_in_little_memory() -> None:
-    vector = np.random.default_rng(0).standard_normal(1_000_003).astype(np.float32)
-    tracemalloc.start()
-    found = squared_norm(vector)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert found == pytest.approx(float(np.sum(vector.astype(np.float64) ** 2)), rel=1e-12)
-    assert peak < 3 * 1024 * 1024
+    assert caught.value.reason == ("norm" if np.isfinite(delta).all() else "not-finite")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aggregation.contracts import ClientUpdate
 from aggregation.spill import SpilledUpdates
 from fedge.errors import AggregationError, UpdateRejected
 from fedge.params import Layout
+from tests.unit.aggregation.helpers import client_update
 
 LAYOUT = Layout(("weight",), ((6,),))
 NODE_IDS = [2**63 + 5, 12, 7]
@@ -26,13 +26,16 @@ def spilled(tmp_path: Path) -> Iterator[SpilledUpdates]:
 def fill(spilled: SpilledUpdates) -> None:
     for client in NODE_IDS:
         delta = np.arange(6, dtype=np.float32) + client % 1000
-        spilled.append(ClientUpdate(client, delta, float(client % 1000)))
+        spilled.append(client_update(client, delta, float(client % 1000), discount=0.5))
 
 
 def test_rows_and_weights_come_back_in_client_order(spilled: SpilledUpdates) -> None:
     fill(spilled)
     assert len(spilled) == 3
-    assert spilled.num_examples.tolist() == [7.0, 12.0, float((2**63 + 5) % 1000)]
+    assert spilled.weights.tolist() == [3.5, 6.0, (2**63 + 5) % 1000 / 2]
+    assert spilled.discounts.tolist() == [0.5] * 3
+    expected = np.linalg.norm(spilled.columns(0, 6), axis=1)
+    np.testing.assert_allclose(spilled.norms, expected, rtol=1e-6)
     np.testing.assert_array_equal(spilled.columns(1, 3)[:2], [[8, 9], [13, 14]])
 
 
@@ -48,14 +51,14 @@ def test_columns_are_copies_that_outlive_the_file(spilled: SpilledUpdates) -> No
 def test_an_update_may_be_appended_after_reading(spilled: SpilledUpdates) -> None:
     fill(spilled)
     spilled.columns(0, 6)
-    spilled.append(ClientUpdate(1, np.full(6, 99, np.float32), 1.0))
+    spilled.append(client_update(1, np.full(6, 99, np.float32), 1.0))
     assert spilled.columns(5, 6).shape == (4, 1)
     assert spilled.columns(5, 6)[0, 0] == 99
 
 
 def test_no_update_is_no_row(spilled: SpilledUpdates) -> None:
     assert spilled.columns(2, 5).shape == (0, 3)
-    assert spilled.num_examples.shape == (0,)
+    assert spilled.weights.shape == (0,)
 
 
 def test_nothing_of_a_client_has_a_name_on_disk(spilled: SpilledUpdates, tmp_path: Path) -> None:
@@ -65,7 +68,7 @@ def test_nothing_of_a_client_has_a_name_on_disk(spilled: SpilledUpdates, tmp_pat
 
 def test_a_wrong_layout_is_refused_before_it_is_written(spilled: SpilledUpdates) -> None:
     with pytest.raises(UpdateRejected):
-        spilled.append(ClientUpdate(1, np.zeros(5, np.float32), 1.0))
+        spilled.append(client_update(1, np.zeros(5, np.float32), 1.0))
     assert len(spilled) == 0
 
 
@@ -90,7 +93,7 @@ def test_a_full_disk_is_named_and_the_update_is_not_counted(
     whole = spilled._file
     monkeypatch.setattr(spilled, "_file", FullDisk())
     with pytest.raises(AggregationError, match="No space left"):
-        spilled.append(ClientUpdate(1, np.zeros(6, np.float32), 1.0))
+        spilled.append(client_update(1, np.zeros(6, np.float32), 1.0))
     monkeypatch.setattr(spilled, "_file", whole)
     assert spilled.columns(0, 6).shape == (3, 6)
 
