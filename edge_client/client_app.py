@@ -1,7 +1,8 @@
 """The Flower ClientApp: the same handlers under the daemon and under Flower's own engine.
 
 Under ``flwr run .`` there is no daemon: `app` trains in this process on the partition that
-Flower names, and keeps ledger and last reply in ``Context.state``. Predictions, the sample store
+Flower names, and keeps ledger, last reply and what is remembered with it in ``Context.state``. A
+participant is made for each message there and holds no earlier model. Predictions, the sample store
 and model versions belong to the daemon and are off.
 """
 
@@ -12,6 +13,7 @@ import tomllib
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -24,8 +26,11 @@ from edge_client.worker import InProcessWorker
 from fedge.config import build
 from fedge.errors import ConfigError, FedgeError, ProtocolMismatch
 from fedge.messages import (
+    DeltaRequest,
+    EncodedUpdate,
     Evaluation,
     Refusal,
+    WeightsRequest,
     decode_request,
     encode_evaluation,
     encode_refusal,
@@ -41,7 +46,19 @@ HOLDOUT_FRACTION = 0.1
 _log = logging.getLogger(__name__)
 
 
-def make_client_app(participant_for: Callable[[Context], Participant]) -> ClientApp:
+class TakesPart(Protocol):
+    """Who answers for a client: a `Participant`, or what plays one in a simulation."""
+
+    def train(self, request: WeightsRequest | DeltaRequest) -> EncodedUpdate | Refusal:
+        """Answer a train request."""
+        ...
+
+    def evaluate(self, request: WeightsRequest | DeltaRequest) -> Evaluation | Refusal:
+        """Answer an evaluate request."""
+        ...
+
+
+def make_client_app(participant_for: Callable[[Context], TakesPart]) -> ClientApp:
     """Return a ClientApp that answers train and evaluate messages of a fedge server.
 
     Args:

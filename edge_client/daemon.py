@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from edge_client.client_app import make_client_app
+from edge_client.held_weights import HeldWeights
 from edge_client.inference import Serving
 from edge_client.ledger import Account
 from edge_client.ledger_db import SqliteLedger
@@ -141,6 +142,7 @@ class Daemon:
             self._ledger,
             FileReplyStore(self._folder.replies),
             self._config.privacy,
+            held=HeldWeights(),
             journal=self._note_round,
         )
         self._participant = participant

@@ -10,20 +10,28 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-import aggregation.codecs  # noqa: F401  (registers the codecs)
-from aggregation.contracts import CODECS
+from aggregation.codecs import make_codec
+from edge_client.held_weights import HeldWeights
 from edge_client.ledger import TRAIN, Ledger
 from edge_client.replies import ReplyStore
+from edge_client.round_memory import encode_round, recall
+from edge_client.scaffold import correction_for
 from edge_client.worker import Ask, Proposal, Trained, Worker
-from fedge.errors import BudgetExhausted, PrivacyError, TaskError
-from fedge.messages import EncodedUpdate, Evaluation, Refusal, RoundKey, WeightsRequest
+from fedge.errors import BudgetExhausted, ConfigError, PrivacyError, TaskError
+from fedge.messages import (
+    DeltaRequest,
+    EncodedUpdate,
+    Evaluation,
+    Refusal,
+    RoundKey,
+    WeightsRequest,
+)
 from fedge.settings import PrivacyConfig
 
-CODEC = "raw"
 # ε of many small spends and of one large spend differ in the last digits of a float.
 _ROUNDING = 1e-9
 
@@ -53,9 +61,11 @@ class Participant:
     Args:
         worker: plans, trains and evaluates.
         ledger: what was spent.
-        replies: the last answers.
+        replies: the last answers, and what the next round must remember of them.
         privacy: what this device insists on, whatever the server says.
+        held: global models kept in memory for a lossy downlink; None keeps none.
         journal: told about each trained round.
+        rng: makes the randomness of one encoding.
     """
 
     def __init__(
@@ -65,17 +75,21 @@ class Participant:
         replies: ReplyStore,
         privacy: PrivacyConfig,
         *,
+        held: HeldWeights | None = None,
         journal: Callable[[TrainedRound], None] | None = None,
+        rng: Callable[[], np.random.Generator] = np.random.default_rng,
     ) -> None:
         self._worker = worker
         self._ledger = ledger
         self._replies = replies
         self._privacy = privacy
+        self._held = held
         self._journal = journal
+        self._rng = rng
         self._lock = threading.Lock()
         self.problem = ""
 
-    def train(self, request: WeightsRequest) -> EncodedUpdate | Refusal:
+    def train(self, request: WeightsRequest | DeltaRequest) -> EncodedUpdate | Refusal:
         """Answer a train request; the same request again gets the same bytes and costs nothing.
 
         Raises:
@@ -84,19 +98,19 @@ class Participant:
         """
         with self._lock:
             key = request.key
+            whole = self._complete(request)
+            if self._held is not None and isinstance(whole, WeightsRequest):
+                self._held.keep(whole, key.parent)
             stored = self._replies.get(key)
             if stored is not None:
-                return stored
-            try:
-                answer = self._train(request, key)
-            except TaskError as error:
-                answer = Refusal("task", str(error))
-            except BudgetExhausted as error:
-                answer = Refusal("budget", str(error))
+                return self._with_hint(stored, key)
+            if isinstance(whole, Refusal):
+                return whole
+            answer = self._answer(whole, key)
             self.problem = answer.detail if isinstance(answer, Refusal) else ""
             return answer
 
-    def evaluate(self, request: WeightsRequest) -> Evaluation | Refusal:
+    def evaluate(self, request: WeightsRequest | DeltaRequest) -> Evaluation | Refusal:
         """Answer an evaluate request.
 
         Under DP it is refused: metrics of a small holdout, noised enough to be private, say
@@ -105,24 +119,61 @@ class Participant:
         if self._privacy.enabled:
             return Refusal("private", "this device trains under DP and keeps its metrics home")
         with self._lock:
+            whole = self._complete(request)
+            if isinstance(whole, Refusal):
+                return whole
             try:
-                evaluation = self._worker.evaluate(request.layout.digest, request.weights)
+                evaluation = self._worker.evaluate(whole.layout.digest, whole.weights)
             except TaskError as error:
                 return Refusal("task", str(error))
         return evaluation or Refusal("no-data", "this device has no labelled holdout samples")
 
+    def _complete(self, request: WeightsRequest | DeltaRequest) -> WeightsRequest | Refusal:
+        return (self._held or HeldWeights()).complete(request)
+
+    def _with_hint(self, update: EncodedUpdate, key: RoundKey) -> EncodedUpdate:
+        """Say what is in memory now; a stored reply cannot know."""
+        holds = self._held is not None and self._held.holds(key.run_name, key.parent)
+        return replace(update, holds_parent=holds)
+
+    def _answer(self, request: WeightsRequest, key: RoundKey) -> EncodedUpdate | Refusal:
+        try:
+            answer = self._train(request, key)
+        except TaskError as error:
+            return Refusal("task", str(error))
+        except BudgetExhausted as error:
+            return Refusal("budget", str(error))
+        return answer if isinstance(answer, Refusal) else self._with_hint(answer, key)
+
     def _train(self, request: WeightsRequest, key: RoundKey) -> EncodedUpdate | Refusal:
+        try:
+            codec = make_codec(request.codec)
+        except ConfigError as error:
+            return Refusal("codec", str(error))
         proposal = self._propose(request)
         if proposal.num_examples < 1:
             return Refusal("no-data", "this device has no labelled samples to train on yet")
+        memory = recall(self._replies.state(request.run_name), request)
+        correction = correction_for(request, memory.control)
         number = self._reserve(key, proposal)
         trained = self._worker.train(
-            request.layout.digest, request.weights, request.hyper, proposal.plan
+            request.layout.digest, request.weights, request.hyper, proposal.plan, correction
         )
         if number is not None:
             self._ledger.settle(number)
-        update = self._encode(request, key, proposal, trained)
-        self._replies.put(key, update)
+        encoded, memory = encode_round(memory, codec, request, trained, self._rng())
+        update = EncodedUpdate(
+            round=request.round,
+            parent=key.parent,
+            layout_digest=request.layout.digest,
+            codec=request.codec,
+            payload=encoded.payload,
+            num_examples=proposal.num_examples,
+            epsilon=None if proposal.plan is None else proposal.epsilon_after,
+            num_steps=float(trained.num_steps),
+            distortion=encoded.distortion,
+        )
+        self._replies.put(key, update, memory.to_memory())
         self._note(request, trained, update.epsilon)
         return update
 
@@ -161,22 +212,6 @@ class Participant:
             partition=TRAIN,
             epsilon=proposal.epsilon_after,
             delta=plan.delta,
-        )
-
-    def _encode(
-        self, request: WeightsRequest, key: RoundKey, proposal: Proposal, trained: Trained
-    ) -> EncodedUpdate:
-        codec = CODECS[CODEC]()
-        state = codec.init(request.layout)
-        encoded, _ = codec.encode(trained.delta, state, np.random.default_rng())
-        return EncodedUpdate(
-            round=request.round,
-            parent=key.parent,
-            layout_digest=request.layout.digest,
-            codec=encoded.codec,
-            payload=encoded.payload,
-            num_examples=proposal.num_examples,
-            epsilon=None if proposal.plan is None else proposal.epsilon_after,
         )
 
     def _note(self, request: WeightsRequest, trained: Trained, epsilon: float | None) -> None:

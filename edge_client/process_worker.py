@@ -22,6 +22,7 @@ from edge_client.worker_frames import (
     ask_to_json,
     error_from_json,
     proposal_from_json,
+    vectors_to_payload,
 )
 from fedge.children import QUIET_ENVIRONMENT, stop_child
 from fedge.config import to_tree
@@ -85,17 +86,24 @@ class ProcessWorker:
         return proposal_from_json(answer)
 
     def train(
-        self, layout_digest: str, weights: Vector, hyper: Hyperparameters, plan: DpPlan | None
+        self,
+        layout_digest: str,
+        weights: Vector,
+        hyper: Hyperparameters,
+        plan: DpPlan | None,
+        correction: Vector | None = None,
     ) -> Trained:
         """Train from the given weights; see `Worker.train`."""
+        vectors = [weights] if correction is None else [weights, correction]
         header = {
             "command": "train",
             "layout_digest": layout_digest,
             "hyper": asdict(hyper),
             "plan": None if plan is None else asdict(plan),
             "deadline_s": self._settings.training.deadline_s,
+            "num_vectors": len(vectors),
         }
-        answer, delta = self._call(header, weights)
+        answer, delta = self._call(header, *vectors)
         return Trained(np.frombuffer(delta, np.float32), answer["num_steps"], answer["seconds"])
 
     def evaluate(self, layout_digest: str, weights: Vector) -> Evaluation | None:
@@ -103,11 +111,9 @@ class ProcessWorker:
         answer, _ = self._call({"command": "evaluate", "layout_digest": layout_digest}, weights)
         return None if answer["evaluation"] is None else Evaluation(**answer["evaluation"])
 
-    def _call(
-        self, header: dict[str, Any], weights: Vector | None = None
-    ) -> tuple[dict[str, Any], bytearray]:
+    def _call(self, header: dict[str, Any], *vectors: Vector) -> tuple[dict[str, Any], bytearray]:
         """Send a command and return its answer; replace a child that breaks off."""
-        payload = b"" if weights is None else np.ascontiguousarray(weights).data.cast("B")
+        payload = vectors_to_payload(*vectors) if vectors else b""
         with self._lock:
             try:
                 connection = self._running()

@@ -1,18 +1,20 @@
 """The last reply of each run, kept so that the same question gets the same bytes and costs nothing.
 
-A reply is stored before it is sent. A newer round of the same run replaces it.
+A reply is stored before it is sent, in one step with what the next round must remember of it
+(error feedback, SCAFFOLD's control). A newer round of the same run replaces both.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from aggregation.contracts import Memory
+from edge_client.stored_reply import encode_stored_reply, read_memory, read_update
 from fedge.durable import write_atomically
 from fedge.errors import StoreError
 from fedge.messages import EncodedUpdate, RoundKey
@@ -23,14 +25,18 @@ _log = logging.getLogger(__name__)
 
 
 class ReplyStore(Protocol):
-    """Keeps the newest reply of each run."""
+    """Keeps the newest reply of each run and the memory that belongs to it."""
 
     def get(self, key: RoundKey) -> EncodedUpdate | None:
         """Return the reply that was given to exactly this round, if it is still kept."""
         ...
 
-    def put(self, key: RoundKey, update: EncodedUpdate) -> None:
-        """Keep a reply; it is durable when this returns."""
+    def state(self, run_name: str) -> Memory:
+        """Return what was put with the run's newest reply; empty where there is none."""
+        ...
+
+    def put(self, key: RoundKey, update: EncodedUpdate, state: Memory) -> None:
+        """Keep a reply and a memory as one step; both are durable when this returns."""
         ...
 
 
@@ -50,20 +56,33 @@ class FileReplyStore:
             raise StoreError(f"cannot make {folder}: {error.strerror}") from error
 
     def get(self, key: RoundKey) -> EncodedUpdate | None:
-        """Return the stored reply; a damaged file counts as none and is said so."""
-        path = self._path(key)
+        """Return the stored reply; a damaged one counts as none and is said so."""
+        path = self._path(key.run_name)
         try:
-            return decode_reply_bytes(path.read_bytes(), key)
+            with path.open("rb") as file:
+                return read_update(file, key)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             _log.warning("stored reply %s is not used: %s", path, error)
             return None
 
-    def put(self, key: RoundKey, update: EncodedUpdate) -> None:
-        """Keep a reply; forget the oldest runs beyond eight."""
+    def state(self, run_name: str) -> Memory:
+        """Return the run's memory; a damaged one counts as none and is said so."""
+        path = self._path(run_name)
         try:
-            write_atomically(self._path(key), encode_reply_bytes(key, update))
+            with path.open("rb") as file:
+                return read_memory(file, run_name)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            _log.warning("what %s remembers is not used, it begins anew: %s", path, error)
+            return {}
+
+    def put(self, key: RoundKey, update: EncodedUpdate, state: Memory) -> None:
+        """Keep a reply and a memory; forget the oldest runs beyond eight."""
+        try:
+            write_atomically(self._path(key.run_name), encode_stored_reply(key, update, state))
             newest_first = sorted(
                 self._folder.glob("*.reply"), key=lambda path: path.stat().st_mtime, reverse=True
             )
@@ -75,8 +94,8 @@ class FileReplyStore:
                 "sent: free the disk"
             ) from error
 
-    def _path(self, key: RoundKey) -> Path:
-        return self._folder / f"{hashlib.sha256(key.run_name.encode()).hexdigest()[:32]}.reply"
+    def _path(self, run_name: str) -> Path:
+        return self._folder / f"{hashlib.sha256(run_name.encode()).hexdigest()[:32]}.reply"
 
 
 class MemoryReplyStore:
@@ -84,7 +103,7 @@ class MemoryReplyStore:
 
     Args:
         content: what ``save`` was last given; empty for nothing.
-        save: called with the reply's bytes whenever it changes.
+        save: called with the bytes of reply and memory whenever they change.
     """
 
     def __init__(self, content: bytes = b"", save: Callable[[bytes], None] | None = None) -> None:
@@ -94,34 +113,21 @@ class MemoryReplyStore:
     def get(self, key: RoundKey) -> EncodedUpdate | None:
         """Return the stored reply if it answers this round."""
         try:
-            return decode_reply_bytes(self._content, key) if self._content else None
-        except ValueError:
+            return read_update(io.BytesIO(self._content), key) if self._content else None
+        except ValueError as error:
+            _log.warning("the stored reply is not used: %s", error)
             return None
 
-    def put(self, key: RoundKey, update: EncodedUpdate) -> None:
-        """Keep a reply in place of the last one."""
-        self._content = encode_reply_bytes(key, update)
+    def state(self, run_name: str) -> Memory:
+        """Return what was put with the last reply, if it is of this run."""
+        try:
+            return read_memory(io.BytesIO(self._content), run_name) if self._content else {}
+        except ValueError as error:
+            _log.warning("what was remembered is not used, it begins anew: %s", error)
+            return {}
+
+    def put(self, key: RoundKey, update: EncodedUpdate, state: Memory) -> None:
+        """Keep a reply and a memory in place of the last ones."""
+        self._content = encode_stored_reply(key, update, state)
         if self._save is not None:
             self._save(self._content)
-
-
-def encode_reply_bytes(key: RoundKey, update: EncodedUpdate) -> bytes:
-    """Return a hash line, a header line and the payload."""
-    fields: dict[str, Any] = asdict(update)
-    payload: bytes = fields.pop("payload")
-    body = json.dumps({"key": str(key), "update": fields}).encode() + b"\n" + payload
-    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
-
-
-def decode_reply_bytes(content: bytes, key: RoundKey) -> EncodedUpdate | None:
-    """Read what `encode_reply_bytes` wrote; None when it answers another round.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    digest, _, body = content.partition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise ValueError("its content does not match its hash")
-    header, _, payload = body.partition(b"\n")
-    data = json.loads(header)
-    return EncodedUpdate(**data["update"], payload=payload) if data["key"] == str(key) else None

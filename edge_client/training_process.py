@@ -28,6 +28,7 @@ from edge_client.worker_frames import (
     ask_from_json,
     error_to_json,
     plan_from_json,
+    vectors_from_payload,
 )
 from fedge.children import die_with_parent
 from fedge.config import build
@@ -111,11 +112,13 @@ class TrainingServer:
     def _train(self, header: dict[str, Any], payload: bytearray) -> tuple[dict[str, Any], bytes]:
         _ = self._worker.trainer  # made before the clock runs
         self._deadline = time.monotonic() + header["deadline_s"]
+        weights, *correction = vectors_from_payload(payload, header["num_vectors"])
         trained = self._worker.train(
             header["layout_digest"],
-            np.frombuffer(payload, np.float32),
+            weights,
             Hyperparameters(**header["hyper"]),
             plan_from_json(header["plan"]),
+            *correction,
         )
         if trained.num_steps < 1:
             raise TransportError(

@@ -90,9 +90,18 @@ class Worker(Protocol):
         ...
 
     def train(
-        self, layout_digest: str, weights: Vector, hyper: Hyperparameters, plan: DpPlan | None
+        self,
+        layout_digest: str,
+        weights: Vector,
+        hyper: Hyperparameters,
+        plan: DpPlan | None,
+        correction: Vector | None = None,
     ) -> Trained:
-        """Train from the given weights, with DP-SGD when there is a plan."""
+        """Train from the given weights, with DP-SGD when there is a plan.
+
+        Args:
+            correction: SCAFFOLD's server control less this device's; None is zero.
+        """
         ...
 
     def evaluate(self, layout_digest: str, weights: Vector) -> Evaluation | None:
@@ -152,7 +161,12 @@ class InProcessWorker:
         )
 
     def train(
-        self, layout_digest: str, weights: Vector, hyper: Hyperparameters, plan: DpPlan | None
+        self,
+        layout_digest: str,
+        weights: Vector,
+        hyper: Hyperparameters,
+        plan: DpPlan | None,
+        correction: Vector | None = None,
     ) -> Trained:
         """Train from the given weights; see `Worker.train`."""
         self._check(layout_digest)
@@ -164,6 +178,7 @@ class InProcessWorker:
                 draws=self._fresh_draws(),
                 plan=plan,
                 should_stop=self._should_stop,
+                correction=correction,
             )
         return Trained(result.delta, result.num_steps, result.seconds)
 

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_client.settings import EdgeConfig, StoreConfig, TrainingProcessConfig
 from edge_client.worker import Ask, Proposal
 from fedge.errors import (
@@ -16,6 +18,7 @@ from fedge.errors import (
     TaskError,
     TransportError,
 )
+from fedge.params import Vector
 from fedge.privacy.accounting import Spend
 from fedge.privacy.planning import DpPlan
 from fedge.settings import Hyperparameters, PrivacyConfig, TaskConfig
@@ -82,6 +85,17 @@ def proposal_from_json(data: dict[str, Any]) -> Proposal:
 def plan_from_json(data: dict[str, Any] | None) -> DpPlan | None:
     """Read ``dataclasses.asdict`` of a plan, or None."""
     return None if data is None else DpPlan(**data)
+
+
+def vectors_to_payload(*vectors: Vector) -> memoryview:
+    """Return vectors of one length as one payload; a single one is not copied."""
+    whole = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+    return np.ascontiguousarray(whole, np.float32).data.cast("B")
+
+
+def vectors_from_payload(payload: bytearray, number: int) -> list[Vector]:
+    """Return that many vectors of one length, as views of the payload."""
+    return np.split(np.frombuffer(payload, np.float32), number)
 
 
 def error_to_json(error: FedgeError) -> dict[str, Any]:

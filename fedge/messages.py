@@ -1,73 +1,38 @@
-"""What server and device say to each other, typed, and how it travels in Flower messages.
+"""What a device answers, typed, and how it travels in Flower messages.
 
-A train message carries the global weights as an ordinary ``ArrayRecord`` and a ``ConfigRecord``,
-so a stock Flower ClientApp can answer it with full weights. A fedge device answers with an
-encoded delta in a record of its own. Every fedge message carries the protocol version.
+A stock Flower ClientApp answers with full weights. A fedge device answers with an encoded delta
+in a record of its own. Every fedge message carries the protocol version. What the server asks is
+in `fedge.requests`, and importable from here.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from fedge.config import build
-from fedge.errors import ConfigError, ProtocolMismatch, TaskError, TransportError, UpdateRejected
-from fedge.params import Layout, Vector, vector_digest
+from fedge.errors import ProtocolMismatch, TransportError, UpdateRejected
+from fedge.message_fields import ARRAYS as ARRAYS
+from fedge.message_fields import CONFIG as CONFIG
+from fedge.message_fields import METRICS as METRICS
+from fedge.message_fields import (
+    NUM_EXAMPLES,
+    REFUSAL,
+    UPDATE,
+    check_protocol,
+    get_field,
+    get_metric,
+)
+from fedge.params import Layout, Vector
 from fedge.protocol import PROTOCOL_VERSION as PROTOCOL_VERSION
-from fedge.records import from_array_record, layout_of_record, to_array_record
-from fedge.settings import Hyperparameters
-
-# Record names; "arrays", "config" and "metrics" are those of Flower's own strategies.
-ARRAYS = "arrays"
-CONFIG = "config"
-METRICS = "metrics"
-UPDATE = "update"
-REFUSAL = "refusal"
-NUM_EXAMPLES = "num-examples"
-
-
-@dataclass(frozen=True)
-class RoundKey:
-    """What makes a round the same round: asked again, a device repeats its stored reply."""
-
-    run_name: str
-    round: int
-    parent: str
-    hyper: str
-
-    def __str__(self) -> str:
-        """Return one line that can be a database key."""
-        return f"{self.run_name}/{self.round}/{self.parent}/{self.hyper}"
-
-
-@dataclass(frozen=True)
-class WeightsRequest:
-    """A request that carries the global model: train on it or evaluate it.
-
-    Attributes:
-        weights: global model; its digest is the parent version that a reply must name.
-        num_rounds: rounds planned in this run, so that a device can plan its budget.
-    """
-
-    run_name: str
-    round: int
-    num_rounds: int
-    layout: Layout
-    weights: Vector
-    hyper: Hyperparameters
-
-    @property
-    def parent(self) -> str:
-        """Digest of the weights."""
-        return vector_digest(self.weights)
-
-    @property
-    def key(self) -> RoundKey:
-        """Key of the round."""
-        return RoundKey(self.run_name, self.round, self.parent, self.hyper.digest)
+from fedge.records import from_array_record
+from fedge.requests import DeltaRequest as DeltaRequest
+from fedge.requests import Downlink as Downlink
+from fedge.requests import RoundKey as RoundKey
+from fedge.requests import WeightsRequest as WeightsRequest
+from fedge.requests import decode_request as decode_request
+from fedge.requests import encode_request as encode_request
 
 
 @dataclass(frozen=True)
@@ -75,9 +40,13 @@ class EncodedUpdate:
     """A device's answer: an encoded delta from the parent version it names.
 
     Attributes:
+        codec: spec of the codec that made the payload.
         num_examples: example weight; a public bucket under DP.
-        codec: name of the codec that made the payload.
         epsilon: ε spent by this device so far, all rounds together; None without DP.
+        num_steps: local steps that were taken, >= 1.
+        distortion: ‖decoded − delta‖² / ‖delta‖²; reported, never relied on.
+        holds_parent: whether the device keeps the parent in memory, so that the next request may
+            carry a `Downlink` from it. A hint: a device that lost it asks for whole weights.
     """
 
     round: int
@@ -87,6 +56,9 @@ class EncodedUpdate:
     payload: bytes
     num_examples: float
     epsilon: float | None = None
+    num_steps: float = 1.0
+    distortion: float = 0.0
+    holds_parent: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,50 +86,12 @@ class Refusal:
     """A device that says no, and why.
 
     Attributes:
-        reason: short key to count by: ``budget``, ``protocol``, ``no-data``, ``private``.
+        reason: short key to count by: ``budget``, ``protocol``, ``no-data``, ``private``,
+            ``task``, ``codec``, ``stale-base`` (send whole weights).
     """
 
     reason: str
     detail: str
-
-
-def encode_request(request: WeightsRequest) -> RecordDict:
-    """Return the content of a train or evaluate message."""
-    config: dict[str, Any] = {
-        "protocol": PROTOCOL_VERSION,
-        "run-name": request.run_name,
-        "server-round": request.round,
-        "num-rounds": request.num_rounds,
-        **{key.replace("_", "-"): value for key, value in asdict(request.hyper).items()},
-    }
-    return RecordDict(
-        {ARRAYS: to_array_record(request.layout, request.weights), CONFIG: ConfigRecord(config)}
-    )
-
-
-def decode_request(content: RecordDict) -> WeightsRequest:
-    """Read a train or evaluate message on the device.
-
-    Raises:
-        ProtocolMismatch: the server speaks another version.
-        TransportError: a field is missing or malformed.
-    """
-    config = _record(content, CONFIG)
-    _check_protocol(config)
-    try:
-        layout = layout_of_record(content.array_records[ARRAYS])
-        return WeightsRequest(
-            run_name=_get(config, "run-name", str),
-            round=_get(config, "server-round", int),
-            num_rounds=_get(config, "num-rounds", int),
-            layout=layout,
-            weights=from_array_record(layout, content.array_records[ARRAYS]),
-            hyper=_decode_hyper(config),
-        )
-    except KeyError as error:
-        raise TransportError(f"the server's message has no record {error}") from error
-    except (UpdateRejected, TaskError) as error:
-        raise TransportError(f"the server's weights are malformed: {error}") from error
 
 
 def encode_update(update: EncodedUpdate) -> RecordDict:
@@ -173,6 +107,9 @@ def encode_update(update: EncodedUpdate) -> RecordDict:
             "layout": update.layout_digest,
             "codec": update.codec,
             "payload": update.payload,
+            "num-steps": update.num_steps,
+            "distortion": update.distortion,
+            "holds-parent": update.holds_parent,
         }
     )
     return RecordDict({UPDATE: record, METRICS: MetricRecord(metrics)})  # type: ignore[arg-type]
@@ -182,7 +119,8 @@ def decode_reply(content: RecordDict, layout: Layout) -> EncodedUpdate | FullWei
     """Read a train reply on the server, fedge's own or a stock Flower client's.
 
     Raises:
-        UpdateRejected: reason ``protocol``, ``malformed``, or what the weights' bytes say.
+        UpdateRejected: reason ``protocol``, ``malformed``, ``steps``, or what the weights' bytes
+            say.
     """
     if REFUSAL in content.config_records:
         return _decode_refusal(content)
@@ -194,15 +132,18 @@ def decode_reply(content: RecordDict, layout: Layout) -> EncodedUpdate | FullWei
         return FullWeights(from_array_record(layout, arrays[0]), num_examples)
     record = content.config_records[UPDATE]
     try:
-        _check_protocol(record)
+        check_protocol(record)
         return EncodedUpdate(
-            round=_get(record, "round", int),
-            parent=_get(record, "parent", str),
-            layout_digest=_get(record, "layout", str),
-            codec=_get(record, "codec", str),
-            payload=_get(record, "payload", bytes),
+            round=get_field(record, "round", int),
+            parent=get_field(record, "parent", str),
+            layout_digest=get_field(record, "layout", str),
+            codec=get_field(record, "codec", str),
+            payload=get_field(record, "payload", bytes),
             num_examples=num_examples,
-            epsilon=_metric(content, "epsilon"),
+            epsilon=get_metric(content, "epsilon"),
+            num_steps=_num_steps(record),
+            distortion=_distortion(record),
+            holds_parent=record.get("holds-parent") is True,
         )
     except ProtocolMismatch as error:
         raise UpdateRejected("protocol", expected=PROTOCOL_VERSION, got=str(error)) from error
@@ -258,52 +199,28 @@ def _decode_refusal(content: RecordDict) -> Refusal:
     )
 
 
-def _decode_hyper(config: ConfigRecord) -> Hyperparameters:
-    values = {}
-    for field in fields(Hyperparameters):
-        kind = int if field.type in (int, "int") else float
-        values[field.name] = _get(config, field.name.replace("_", "-"), kind)
-    try:
-        return build(Hyperparameters, values)
-    except ConfigError as error:
-        raise TransportError(f"the server's hyperparameters cannot be used: {error}") from error
-
-
-def _record(content: RecordDict, name: str) -> ConfigRecord:
-    if name not in content.config_records:
-        raise TransportError(f"the message has no record {name!r}; it is not from a fedge server")
-    return content.config_records[name]
-
-
-def _check_protocol(record: ConfigRecord) -> None:
-    version = record.get("protocol")
-    if version != PROTOCOL_VERSION:
-        raise ProtocolMismatch(
-            f"the other side speaks protocol {version!r}, this side {PROTOCOL_VERSION}; "
-            "upgrade the older of the two"
-        )
-
-
-def _get(record: ConfigRecord, name: str, kind: type[Any]) -> Any:
-    value = record.get(name)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        found = type(value).__name__ if isinstance(value, bytes | list) else f"{value!r:.80}"
-        raise TransportError(f"field {name!r} should be {kind.__name__}, got {found}")
+def _num_steps(record: ConfigRecord) -> float:
+    value = _finite(record, "num-steps")
+    if value is None or value < 1:
+        found = f"{record.get('num-steps')!r:.40}"
+        raise UpdateRejected("steps", expected="a finite number, 1 or more", got=found)
     return value
 
 
-def _metric(content: RecordDict, name: str) -> float | None:
-    for record in content.metric_records.values():
-        value = record.get(name)
-        if isinstance(value, int | float):
-            return float(value)
-    return None
+def _distortion(record: ConfigRecord) -> float:
+    value = _finite(record, "distortion")
+    return 0.0 if value is None or value < 0 else value
+
+
+def _finite(record: ConfigRecord, name: str) -> float | None:
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def _num_examples(content: RecordDict) -> float:
-    value = _metric(content, NUM_EXAMPLES)
+    value = get_metric(content, NUM_EXAMPLES)
     if value is None:
         raise UpdateRejected("malformed", tensor=NUM_EXAMPLES, expected="a number", got="nothing")
     return value

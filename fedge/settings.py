@@ -11,6 +11,9 @@ from typing import Any
 from fedge.config import limited
 from fedge.errors import ConfigError
 
+CLIENT_TERMS = ("none", "fedprox", "scaffold")
+"""Names that `fedge.training.terms` registers; they stand here for those without torch."""
+
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -28,6 +31,9 @@ class Hyperparameters:
 
     Attributes:
         clip_norm: per-example L2 clipping norm of DP-SGD; unused without DP.
+        weight_decay: this times the weights is added to each gradient.
+        client_term: what else is added to each gradient against client drift.
+        proximal_mu: strength of the pull to the global model; used by ``fedprox``.
     """
 
     learning_rate: float = limited(1.0, gt=0)
@@ -35,6 +41,9 @@ class Hyperparameters:
     local_epochs: int = limited(4, ge=1)
     batch_size: int = limited(128, ge=1)
     clip_norm: float = limited(1.0, gt=0)
+    weight_decay: float = limited(0.0, ge=0)
+    client_term: str = limited("none", choices=CLIENT_TERMS)
+    proximal_mu: float = limited(0.01, ge=0)
 
     @property
     def digest(self) -> str:

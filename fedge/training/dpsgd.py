@@ -2,6 +2,8 @@
 
 Exactly the sampling rate and the steps of the plan are taken, because they are what is accounted
 for; a step whose batch is empty still adds noise, and the divisor is the public expected batch.
+The client term and weight decay join after clipping and noise: they depend on the weights so far
+and on what the server sent, on no example, so ε is the same with and without them.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from fedge.training.batches import check_finite, check_losses, to_tensors
 from fedge.training.clipping import ghost_clipping
 from fedge.training.progress import Progress
 from fedge.training.sgd import make_optimizer, trained_parameters
+from fedge.training.terms import NO_TERM, ClientTerm
 
 MAX_PHYSICAL_BATCH = 256
 
@@ -31,6 +34,7 @@ def run_dpsgd(
     plan: DpPlan,
     draws: Draws,
     should_stop: Callable[[], bool],
+    term: ClientTerm = NO_TERM,
 ) -> Progress:
     """Train the model in place for exactly the plan's steps, or fewer if told to stop.
 
@@ -53,6 +57,7 @@ def run_dpsgd(
                     total += clipped
                 progress.add_losses(losses)
             _set_noisy_gradients(parameters, sums, plan, draws)
+            term.add_to_gradients()
             optimizer.step()
             progress.num_steps += 1
     return progress

@@ -12,6 +12,7 @@ from fedge.settings import Hyperparameters
 from fedge.task import Examples, Task
 from fedge.training.batches import check_finite, check_losses, to_tensors
 from fedge.training.progress import Progress
+from fedge.training.terms import NO_TERM, ClientTerm
 
 
 def run_sgd(
@@ -21,6 +22,7 @@ def run_sgd(
     hyper: Hyperparameters,
     draws: Draws,
     should_stop: Callable[[], bool],
+    term: ClientTerm = NO_TERM,
 ) -> Progress:
     """Train the model in place for the local epochs; the last batch of each may be smaller.
 
@@ -38,6 +40,7 @@ def run_sgd(
             losses = check_losses(task.loss(model(inputs[batch]), targets[batch]), len(batch))
             check_finite(losses.detach(), batch, "loss", progress.num_steps)
             losses.mean().backward()  # type: ignore[no-untyped-call]
+            term.add_to_gradients()
             optimizer.step()
             progress.add_losses(losses)
             progress.num_steps += 1
@@ -50,5 +53,10 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def make_optimizer(parameters: list[nn.Parameter], hyper: Hyperparameters) -> torch.optim.SGD:
-    """Return SGD with momentum."""
-    return torch.optim.SGD(parameters, lr=hyper.learning_rate, momentum=hyper.momentum)
+    """Return SGD with momentum and weight decay."""
+    return torch.optim.SGD(
+        parameters,
+        lr=hyper.learning_rate,
+        momentum=hyper.momentum,
+        weight_decay=hyper.weight_decay,
+    )

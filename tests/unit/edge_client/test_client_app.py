@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,10 +7,12 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from edge_client.client_app import app, make_client_app, split_client_data
 from edge_client.participant import Participant
+from edge_client.replies import MemoryReplyStore
 from fedge.errors import ConfigError, FedgeError
 from fedge.flower_internals import set_task_identity
 from fedge.messages import (
     CONFIG,
+    Downlink,
     EncodedUpdate,
     Refusal,
     WeightsRequest,
@@ -68,6 +71,33 @@ def test_under_flowers_engine_budget_and_reply_live_in_the_context() -> None:
     assert second.epsilon is not None
     assert second.epsilon > first.epsilon
     assert context.state.config_records["fedge"].keys() == {"ledger", "reply"}
+
+
+def test_under_flowers_engine_error_feedback_lives_in_the_context_too() -> None:
+    context = make_context(partition_id=0, num_partitions=8)
+    requests = [replace(make_request(round), codec="topk:0.01+int8") for round in (1, 2)]
+    messages = [make_message(encode_request(request)) for request in requests]
+    updates = [reply_to(message, context) for message in messages]
+    assert reply_to(messages[1], context) == updates[1]
+    stored = context.state.config_records["fedge"]["reply"]
+    assert isinstance(stored, bytes)
+    memory = MemoryReplyStore(stored).state("run")
+    assert memory["codec"] == "topk:0.01+int8"
+    assert np.count_nonzero(memory["codec_state"]["residual"]) > TRAINER.layout.size / 2
+
+
+def test_under_flowers_engine_no_earlier_model_is_held() -> None:
+    context = make_context(partition_id=0, num_partitions=8)
+    first = replace(make_request(1), keep_parent=True)
+    update = reply_to(make_message(encode_request(first)), context)
+    assert isinstance(update, EncodedUpdate)
+    assert not update.holds_parent
+    downlink = Downlink(first.parent, make_request(2).parent, "raw", ())
+    content = encode_request(make_request(2), downlink)
+    for kind in ("train", "evaluate"):
+        refusal = reply_to(make_message(content, kind), context)
+        assert isinstance(refusal, Refusal)
+        assert refusal.reason == ("stale-base" if kind == "train" else "private")
 
 
 def test_evaluation_under_dp_is_a_refusal() -> None:

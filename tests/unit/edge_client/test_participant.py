@@ -37,7 +37,14 @@ class FakeWorker:
         self.asks.append(ask)
         return self.proposal
 
-    def train(self, layout_digest: str, weights: Vector, hyper: Any, plan: Any) -> Trained:
+    def train(
+        self,
+        layout_digest: str,
+        weights: Vector,
+        hyper: Any,
+        plan: Any,
+        correction: Vector | None = None,
+    ) -> Trained:
         self.before_training()
         self.num_trainings += 1
         return Trained(np.full(3, self.num_trainings, np.float32), 2, 0.5)
@@ -68,6 +75,7 @@ def test_an_update_names_its_round_parent_layout_and_cost() -> None:
     assert (update.round, update.parent) == (1, request.parent)
     assert (update.layout_digest, update.num_examples) == (LAYOUT.digest, 64.0)
     assert update.epsilon == 1.0
+    assert (update.codec, update.num_steps, update.distortion) == ("raw", 2.0, 0.0)
     assert decoded(update).tolist() == [1, 1, 1]
 
 
@@ -79,13 +87,23 @@ def test_the_same_round_asked_again_gets_the_same_bytes_and_costs_nothing() -> N
     assert worker.num_trainings == len(ledger.entries) == 1
 
 
-def test_another_parent_or_another_hyperparameter_is_another_round() -> None:
+def test_another_parent_hyperparameter_or_codec_is_another_round() -> None:
     worker = FakeWorker()
     participant = make(worker)
     participant.train(ask_for())
     participant.train(replace(ask_for(), weights=np.zeros(3, np.float32)))
     participant.train(replace(ask_for(), hyper=Hyperparameters(learning_rate=0.25)))
-    assert worker.num_trainings == 3
+    participant.train(replace(ask_for(), codec="f16"))
+    assert worker.num_trainings == 4
+
+
+def test_a_codec_that_this_device_does_not_know_is_refused_before_anything_is_spent() -> None:
+    worker, ledger = FakeWorker(), MemoryLedger()
+    answer = make(worker, ledger=ledger).train(replace(ask_for(), codec="of-tomorrow:9"))
+    assert isinstance(answer, Refusal)
+    assert answer.reason == "codec"
+    assert "of-tomorrow" in answer.detail
+    assert worker.num_trainings == len(ledger.entries) == 0
 
 
 def test_the_cost_is_in_the_ledger_before_a_single_step() -> None:

@@ -139,6 +139,17 @@ def test_training_with_a_plan_takes_its_steps_and_never_repeats_its_noise(
     assert np.abs(first.delta - second.delta).max() > 0
 
 
+def test_a_correction_travels_to_the_child_with_the_weights(worker: ProcessWorker) -> None:
+    hyper = Hyperparameters(
+        learning_rate=0.5, local_epochs=1, batch_size=1000, client_term="scaffold"
+    )
+    correction = np.linspace(-1, 1, TRAINER.layout.size).astype(np.float32)
+    plain = worker.train(TRAINER.layout.digest, weights(), hyper, None)
+    tilted = worker.train(TRAINER.layout.digest, weights(), hyper, None, correction)
+    assert plain.num_steps == tilted.num_steps == 1
+    np.testing.assert_allclose(tilted.delta - plain.delta, -0.5 * correction, atol=1e-5)
+
+
 def test_training_in_the_child_lowers_the_loss_that_it_evaluates(worker: ProcessWorker) -> None:
     trained = worker.train(TRAINER.layout.digest, weights(), HYPER, None)
     before = worker.evaluate(TRAINER.layout.digest, weights())

@@ -275,7 +275,7 @@ def test_another_protocol_is_a_named_refusal_and_serving_goes_on(
     device.client.start()
     device.wait_for_round(1)
     registry.kill()
-    registry.protocol = 2
+    registry.protocol = PROTOCOL_VERSION + 1
     registry.start()
     wait_until(lambda: "another protocol" in device.client.problem and registry.watches > 3)
     assert device.serving.predict(np.zeros(64, np.float32)).version.round == 1

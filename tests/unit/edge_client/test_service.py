@@ -17,6 +17,7 @@ from edge_client.settings import InferenceConfig, StoreConfig
 from edge_client.tensors import make_tensor, read_tensor
 from fedge.channels import client_channel
 from fedge.errors import InvalidInput, StoreError
+from fedge.protocol import PROTOCOL_VERSION
 from fedge.settings import TlsConfig
 from protos.fedge.v1 import inference_pb2, inference_pb2_grpc
 
@@ -199,7 +200,7 @@ def test_status_tells_model_counts_and_privacy(device: Device) -> None:
     assert (status.samples_labelled, status.samples_unlabelled) == (1, 1)
     assert (status.epsilon, status.delta, status.connected) == (1.5, 1e-5, True)
     assert status.problem == "no budget"
-    assert status.protocol == 1
+    assert status.protocol == PROTOCOL_VERSION
 
 
 def test_status_has_no_epsilon_without_dp(device: Device) -> None:

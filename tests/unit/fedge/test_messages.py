@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,36 +12,24 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedge.errors import FedgeError, ProtocolMismatch, TransportError, UpdateRejected
+from fedge.errors import FedgeError, UpdateRejected
 from fedge.messages import (
-    PROTOCOL_VERSION,
     EncodedUpdate,
     Evaluation,
     FullWeights,
     Refusal,
-    WeightsRequest,
     decode_evaluation,
     decode_reply,
     decode_request,
     encode_evaluation,
     encode_refusal,
-    encode_request,
     encode_update,
 )
 from fedge.params import Layout, vector_digest
 from fedge.records import to_array_record
-from fedge.settings import Hyperparameters
 
 LAYOUT = Layout(("weight", "bias"), ((2, 2), (2,)))
 WEIGHTS = np.arange(6, dtype=np.float32)
-REQUEST = WeightsRequest(
-    run_name="spring",
-    round=4,
-    num_rounds=9,
-    layout=LAYOUT,
-    weights=WEIGHTS,
-    hyper=Hyperparameters(learning_rate=0.25, momentum=0.5, local_epochs=3, batch_size=7),
-)
 UPDATE = EncodedUpdate(
     round=4,
     parent=vector_digest(WEIGHTS),
@@ -68,89 +57,40 @@ def changed(content: RecordDict, record: str, **fields: Any) -> RecordDict:
     return content
 
 
-def test_a_request_survives_the_wire() -> None:
-    found = decode_request(over_the_wire(encode_request(REQUEST)))
-    assert found.weights.tobytes() == WEIGHTS.tobytes()
-    assert (found.run_name, found.round, found.num_rounds) == ("spring", 4, 9)
-    assert found.hyper == REQUEST.hyper
-    assert found.layout == LAYOUT
-    assert str(found.key) == str(REQUEST.key)
-
-
-def test_the_key_of_a_round_changes_with_everything_that_makes_it_another() -> None:
-    others = [
-        WeightsRequest("autumn", 4, 9, LAYOUT, WEIGHTS, REQUEST.hyper),
-        WeightsRequest("spring", 5, 9, LAYOUT, WEIGHTS, REQUEST.hyper),
-        WeightsRequest("spring", 4, 9, LAYOUT, WEIGHTS + 1, REQUEST.hyper),
-        WeightsRequest("spring", 4, 9, LAYOUT, WEIGHTS, Hyperparameters()),
-    ]
-    keys = {str(request.key) for request in [REQUEST, *others]}
-    assert len(keys) == 5
-    longer = WeightsRequest("spring", 4, 99, LAYOUT, WEIGHTS, REQUEST.hyper)
-    assert str(longer.key) == str(REQUEST.key)
-
-
-def test_a_server_of_another_protocol_is_named() -> None:
-    content = changed(encode_request(REQUEST), "config", protocol=99)
-    with pytest.raises(ProtocolMismatch, match=rf"99, this side {PROTOCOL_VERSION}.*upgrade"):
-        decode_request(content)
+@pytest.mark.parametrize("epsilon", [1.5, 0.0, None])
+@pytest.mark.parametrize("holds_parent", [False, True])
+def test_an_update_survives_the_wire(epsilon: float | None, holds_parent: bool) -> None:
+    update = replace(
+        UPDATE, epsilon=epsilon, num_steps=7.0, distortion=0.25, holds_parent=holds_parent
+    )
+    assert decode_reply(over_the_wire(encode_update(update)), LAYOUT) == update
 
 
 @pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({"run_name": None}, "run-name"),
-        ({"run_name": 3}, "run-name"),
-        ({"run_name": b"x" * 1000}, "got bytes"),
-        ({"server_round": "four"}, "server-round"),
-        ({"server_round": 4.5}, "server-round"),
-        ({"num_rounds": True}, "num-rounds"),
-        ({"learning_rate": None}, "learning-rate"),
-        ({"learning_rate": math.nan}, "learning_rate"),
-        ({"learning_rate": -1.0}, "learning_rate"),
-        ({"momentum": 1.0}, "momentum"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"local_epochs": -1}, "local_epochs"),
-        ({"clip_norm": 0.0}, "clip_norm"),
-    ],
+    "value", [None, 0, 0.5, -3, math.nan, math.inf, "7", b"7", True, [7.0], -(2**63)]
 )
-def test_a_device_refuses_a_malformed_request_and_says_which_field(
-    fields: dict[str, Any], text: str
-) -> None:
-    with pytest.raises(TransportError, match=text) as caught:
-        decode_request(changed(encode_request(REQUEST), "config", **fields))
-    assert len(str(caught.value)) < 300
+def test_a_number_of_steps_that_cannot_be_is_refused(value: Any) -> None:
+    content = changed(encode_update(UPDATE), "update", num_steps=value)
+    with pytest.raises(UpdateRejected) as caught:
+        decode_reply(content, LAYOUT)
+    assert caught.value.reason == "steps"
+    assert len(str(caught.value)) < 200
 
 
-def test_a_whole_number_will_do_for_a_rate() -> None:
-    content = changed(encode_request(REQUEST), "config", learning_rate=1)
-    assert decode_request(content).hyper.learning_rate == 1.0
+@pytest.mark.parametrize("value", [None, -0.5, math.nan, math.inf, "much", b"1", True, [0.5]])
+def test_a_distortion_that_cannot_be_is_ignored(value: Any) -> None:
+    content = changed(encode_update(UPDATE), "update", distortion=value)
+    found = decode_reply(content, LAYOUT)
+    assert isinstance(found, EncodedUpdate)
+    assert found.distortion == 0.0
 
 
-def test_a_message_that_is_not_from_fedge_is_a_transport_error() -> None:
-    with pytest.raises(TransportError, match="'config'"):
-        decode_request(RecordDict())
-    content = encode_request(REQUEST)
-    del content["arrays"]
-    with pytest.raises(TransportError, match="arrays"):
-        decode_request(content)
-
-
-@pytest.mark.parametrize("shape", [[-1, 2], [2, 3], [2**31 - 1] * 3])
-def test_weights_whose_shape_is_a_lie_are_a_transport_error(shape: list[int]) -> None:
-    content = encode_request(REQUEST)
-    good = content.array_records["arrays"]["weight"]
-    content.array_records["arrays"]["weight"] = Array(
-        good.dtype, tuple(shape), good.stype, good.data
-    )
-    with pytest.raises(TransportError, match="weights are malformed"):
-        decode_request(content)
-
-
-@pytest.mark.parametrize("epsilon", [1.5, 0.0, None])
-def test_an_update_survives_the_wire(epsilon: float | None) -> None:
-    update = EncodedUpdate(**{**vars(UPDATE), "epsilon": epsilon})
-    assert decode_reply(over_the_wire(encode_update(update)), LAYOUT) == update
+@pytest.mark.parametrize("value", [None, 1, "true", b"\x01", [True]])
+def test_only_a_plain_yes_means_that_the_device_holds_the_parent(value: Any) -> None:
+    content = changed(encode_update(UPDATE), "update", holds_parent=value)
+    found = decode_reply(content, LAYOUT)
+    assert isinstance(found, EncodedUpdate)
+    assert not found.holds_parent
 
 
 def test_a_stock_flower_clients_whole_weights_are_taken() -> None:
@@ -199,9 +139,9 @@ def test_a_stock_reply_of_another_model_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"protocol": 2}, "protocol"),
+        ({"protocol": 1}, "protocol"),
         ({"protocol": None}, "protocol"),
-        ({"protocol": "1"}, "protocol"),
+        ({"protocol": "2"}, "protocol"),
         ({"round": "4"}, "malformed"),
         ({"round": 4.0}, "malformed"),
         ({"round": None}, "malformed"),
@@ -240,7 +180,9 @@ def outcome(decode: Callable[[], object]) -> str:
 
 @given(
     st.dictionaries(
-        st.sampled_from(["protocol", "round", "parent", "layout", "codec", "payload", "reason"]),
+        st.sampled_from(
+            ["protocol", "round", "parent", "layout", "codec", "payload", "reason", "num-steps"]
+        ),
         scalars,
     ),
     st.sampled_from(["update", "refusal", "config", "other"]),

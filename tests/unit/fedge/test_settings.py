@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +20,29 @@ def test_the_digest_of_hyperparameters_changes_with_each_value() -> None:
         replace(base, local_epochs=2),
         replace(base, batch_size=33),
         replace(base, clip_norm=2.0),
+        replace(base, weight_decay=1e-5),
+        replace(base, client_term="fedprox"),
+        replace(base, proximal_mu=0.1),
     ]
-    assert len({hyper.digest for hyper in [base, *others]}) == 6
+    assert len(others) == len(fields(Hyperparameters))
+    assert len({hyper.digest for hyper in [base, *others]}) == len(others) + 1
     assert Hyperparameters().digest == base.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("client_term", "moon", "one of none, fedprox, scaffold, got 'moon'"),
+        ("client_term", 3, "must be text"),
+        ("proximal_mu", -0.1, ">= 0"),
+        ("weight_decay", -1e-5, ">= 0"),
+    ],
+)
+def test_a_client_term_or_strength_that_cannot_be_is_refused_by_its_key(
+    name: str, value: object, text: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^train\.{name}: .*{text}"):
+        build(Hyperparameters, {name: value}, "train.")
 
 
 @pytest.mark.parametrize("given_name", ["cert", "key"])

@@ -1,0 +1,109 @@
+"""What a device carries from one round of a run to the next, and how it encodes with it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from aggregation.contracts import Codec, Encoded, Memory
+from edge_client.scaffold import control_after, is_scaffold
+from edge_client.worker import Trained
+from fedge.messages import WeightsRequest
+from fedge.params import Vector
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class RoundMemory:
+    """Memory of one run; it commits together with the reply that made it.
+
+    Attributes:
+        layout_digest: model that all of it belongs to.
+        codec: spec of the codec that ``codec_state`` belongs to.
+        codec_state: error feedback.
+        control: SCAFFOLD's c_i, ``[layout.size]``; None is zero.
+    """
+
+    layout_digest: str
+    codec: str
+    codec_state: Memory | None = None
+    control: Vector | None = None
+
+    def to_memory(self) -> Memory:
+        """Return it as arrays and JSON scalars; empty where there is nothing to remember."""
+        if not self.codec_state and self.control is None:
+            return {}
+        return {
+            "layout": self.layout_digest,
+            "codec": self.codec,
+            "codec_state": self.codec_state,
+            "control": self.control,
+        }
+
+
+def recall(stored: Memory, request: WeightsRequest) -> RoundMemory:
+    """Return what is remembered for a request; what belongs to another model begins anew.
+
+    Error feedback of another codec is dropped: what one codec left out says nothing of what the
+    next one will.
+    """
+    layout_digest = request.layout.digest
+    if stored.get("layout") != layout_digest:
+        return RoundMemory(layout_digest, request.codec)
+    same_codec = stored.get("codec") == request.codec
+    return RoundMemory(
+        layout_digest,
+        request.codec,
+        stored.get("codec_state") if same_codec else None,
+        _control(stored.get("control"), request),
+    )
+
+
+def encode_round(
+    memory: RoundMemory,
+    codec: Codec[Any],
+    request: WeightsRequest,
+    trained: Trained,
+    rng: np.random.Generator,
+) -> tuple[Encoded, RoundMemory]:
+    """Encode a trained delta and return what the next round is to remember.
+
+    Under DP the delta is clipped and noised before it comes here, so that error feedback and
+    control are made of what was already paid for.
+    """
+    state = codec.init(request.layout)
+    if memory.codec_state is not None:
+        if _fits(memory.codec_state, state):
+            state = memory.codec_state
+        else:
+            _log.warning("run %s: stored error feedback does not fit", request.run_name)
+    encoded, state = codec.encode(trained.delta, state, rng)
+    control = memory.control
+    if is_scaffold(request):
+        decoded = codec.decode(encoded.payload, request.layout)
+        control = control_after(request, control, decoded, trained.num_steps)
+    return encoded, RoundMemory(memory.layout_digest, memory.codec, state, control)
+
+
+def _fits(stored: object, fresh: object) -> bool:
+    """Tell whether a stored state has the form of a fresh one, down to dtypes and shapes."""
+    if isinstance(stored, dict) and isinstance(fresh, dict):
+        return stored.keys() == fresh.keys() and all(
+            _fits(stored[name], fresh[name]) for name in fresh
+        )
+    if isinstance(stored, np.ndarray) and isinstance(fresh, np.ndarray):
+        return bool(stored.dtype == fresh.dtype and stored.shape == fresh.shape)
+    return type(stored) is type(fresh)
+
+
+def _control(stored: object, request: WeightsRequest) -> Vector | None:
+    if stored is None:
+        return None
+    if not isinstance(stored, np.ndarray) or stored.shape != (request.layout.size,):
+        _log.warning("run %s: the stored control does not fit; it begins anew", request.run_name)
+        return None
+    return stored
