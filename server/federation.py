@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,16 @@ from flwr.serverapp import Grid
 
 from fedge.errors import CheckpointError, ConfigError
 from fedge.params import Layout, Vector
+from fedge.privacy.noise import Draws
 from fedge.records import to_array_record
 from fedge.task import Examples, Task, load_task
 from fedge.training.local import LocalTrainer
+from server.central_privacy import open_account
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.evaluation import CentralEvaluation
 from server.events import EventLog, MetricsLog
 from server.model_update import ModelUpdate
+from server.reference import make_reference
 from server.refine import Refiner, make_refiner
 from server.refine_step import Refined, RefineStep
 from server.refinement_gate import RefinementGate
@@ -61,6 +64,7 @@ def run_federation(
     *,
     task: Task | None = None,
     refiner: Refiner | None = None,
+    draws: Callable[[int], Draws] | None = None,
 ) -> RunSummary:
     """Run a federation to its last round, resuming it where its run folder has a checkpoint.
 
@@ -69,6 +73,8 @@ def run_federation(
         config: of the server.
         task: what is learnt; None loads the configured one.
         refiner: cloud trainer, closed by the caller; None makes the configured one.
+        draws: where central noise comes from, by round, if it is to repeat (simulation); None is
+            the operating system's entropy.
 
     Raises:
         FedgeError: the run cannot go on; started again, it resumes after the last round.
@@ -79,7 +85,7 @@ def run_federation(
         task = task or load_task(config.task.name, **config.task.options)
         own = make_refiner(config, task) if refiner is None else None
         try:
-            summary = _run(grid, config, task, refiner or own, events)
+            summary = _run(grid, config, task, refiner or own, events, draws)
         finally:
             if own is not None:
                 own.close()
@@ -88,20 +94,29 @@ def run_federation(
 
 
 def _run(
-    grid: Grid, config: ServerConfig, task: Task, refiner: Refiner | None, events: EventLog
+    grid: Grid,
+    config: ServerConfig,
+    task: Task,
+    refiner: Refiner | None,
+    events: EventLog,
+    draws: Callable[[int], Draws] | None,
 ) -> RunSummary:
     trainer = LocalTrainer(task)
     data = task.cloud_data()
     metrics = MetricsLog(config.run_dir)
     store = CheckpointStore(config.run_dir / "checkpoints")
     commit = RoundCommit(store, metrics, events, CentralEvaluation(trainer, data))
-    update = ModelUpdate(config.aggregation, trainer.layout, config.run_dir / "spill")
+    update = ModelUpdate(config, trainer.layout, draws)
     refine = None if refiner is None else _refine_step(config, trainer, data.gate, refiner)
     found = store.latest()
     if found is None:
         state = _begin(config, trainer, commit)
     else:
         state = _resume(config, trainer.layout, found, metrics)
+        # A later checkpoint that is damaged was published all the same.
+        num_lost = (store.latest_round() or 0) - found.round
+        memory = open_account(config.central_privacy, state.memory, state.round, num_lost)
+        state = replace(state, memory=memory)
     events.append(
         "run-started",
         run_name=config.run_name,
@@ -109,12 +124,23 @@ def _run(
         num_rounds=config.rounds.num_rounds,
         resumed=found is not None,
     )
+    reference = make_reference(config, task)
     strategy = HybridStrategy(
-        config, state, update=update, refine=refine, commit=commit, events=events
+        config,
+        state,
+        update=update,
+        reference=reference,
+        refine=refine,
+        commit=commit,
+        events=events,
     )
-    strategy.start(
-        grid, to_array_record(state.layout, state.weights), num_rounds=config.rounds.num_rounds
-    )
+    try:
+        strategy.start(
+            grid, to_array_record(state.layout, state.weights), num_rounds=config.rounds.num_rounds
+        )
+    finally:
+        if reference is not None:
+            reference.close()
     return RunSummary(
         run_name=config.run_name,
         layout=trainer.layout,
@@ -135,7 +161,10 @@ def _refine_step(
 def _begin(config: ServerConfig, trainer: LocalTrainer, commit: RoundCommit) -> Checkpoint:
     """Commit the initial weights as round 0, so that devices can be served at once."""
     weights = trainer.initial_weights(config.seed)
-    state = Checkpoint(config.run_name, 0, trainer.layout, weights, seed=config.seed)
+    account = open_account(config.central_privacy, {}, 0)
+    state = Checkpoint(
+        config.run_name, 0, trainer.layout, weights, memory=account, seed=config.seed
+    )
     return commit.commit(state, TrainingReport(), weights, Refined(weights), None)
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from aggregation.cohort import RoundAggregate
-from aggregation.contracts import OptimizerOptions, RoundContext
+from aggregation.contracts import AggregatorOptions, OptimizerOptions, RoundContext
 from aggregation.gate import GateLimits, UpdateGate
 from aggregation.methods import OPTIMIZERS
 from fedge.errors import AggregationError
-from fedge.params import Layout
+from fedge.params import Layout, Vector
+from fedge.privacy.noise import Draws
+from server.central_privacy import account_in
 from server.checkpoint import Checkpoint
-from server.settings import AggregationConfig
+from server.settings import ServerConfig
 
 
 class ModelUpdate:
@@ -24,37 +28,67 @@ class ModelUpdate:
     resume it begins anew.
 
     Args:
-        config: which methods, and their limits.
+        config: of the server: which methods, their limits, and how clients train.
         layout: of the global model.
-        spill_dir: where a buffered aggregator keeps a round's updates.
+        draws: where the noise of a round comes from; None is the operating system's entropy.
 
     Raises:
         ConfigError: there is no method of that name.
     """
 
-    def __init__(self, config: AggregationConfig, layout: Layout, spill_dir: Path) -> None:
-        self._config = config
+    def __init__(
+        self,
+        config: ServerConfig,
+        layout: Layout,
+        draws: Callable[[int], Draws] | None = None,
+    ) -> None:
+        self._server = config
+        self._config = config.aggregation
+        self._draws = draws
         self._layout = layout
-        self._spill_dir = spill_dir
-        options = OptimizerOptions(config.learning_rate, config.momentum)
-        self._optimizer = OPTIMIZERS[config.server_optimizer](options)
-        self.gate = UpdateGate(layout, GateLimits(config.max_norm, config.max_examples))
-        self.open_aggregate(0, {}).close()  # an unknown name is refused now, not in round 1
+        self._spill_dir = config.run_dir / "spill"
+        self._optimizer = OPTIMIZERS[self._config.server_optimizer](_optimizer_options(config))
+        self.gate = UpdateGate(layout, _gate_limits(config))
+        self.open_aggregate(0, {}, 1).close()  # an unknown name is refused now, not in round 1
 
-    def open_aggregate(self, round: int, memory: dict[str, object]) -> RoundAggregate:
-        """Return an empty aggregate for a round; the caller closes it."""
+    def open_aggregate(
+        self, round: int, memory: dict[str, object], num_clients: int
+    ) -> RoundAggregate:
+        """Return an empty aggregate for a round; the caller closes it.
+
+        Args:
+            round: the open round.
+            memory: of the last checkpoint.
+            num_clients: devices there are, where the configuration does not say.
+        """
+        options = replace(
+            _aggregator_options(self._server),
+            num_clients=self._config.num_clients or num_clients,
+            draws=None if self._draws is None else self._draws(round),
+        )
+        context = RoundContext(round, memory=self.memory_of(memory))
         name = self._config.aggregator
-        own = memory.get(name, {})
-        context = RoundContext(round, memory=own if isinstance(own, dict) else {})
-        return RoundAggregate(name, self._layout, context, self._spill_dir)
+        return RoundAggregate(name, options, self._layout, context, self._spill_dir)
 
-    def apply(self, state: Checkpoint, aggregate: RoundAggregate) -> Checkpoint:
+    def memory_of(self, memory: dict[str, Any]) -> dict[str, Any]:
+        """Return what the aggregator itself remembers."""
+        own = memory.get(self._config.aggregator, {})
+        return own if isinstance(own, dict) else {}
+
+    def apply(
+        self, state: Checkpoint, aggregate: RoundAggregate, reference: Vector | None = None
+    ) -> Checkpoint:
         """Return the state with next weights, optimiser state and memory.
+
+        Args:
+            state: of the open round.
+            aggregate: its updates.
+            reference: the cloud's own update, where the aggregator needs it.
 
         Raises:
             AggregationError: there is no aggregate, or the next weights are not finite.
         """
-        delta, memory = aggregate.finish()
+        delta, memory = aggregate.finish(reference)
         name = self._config.server_optimizer
         before = state.optimizer_state.get(name)
         if before is None:
@@ -71,5 +105,41 @@ class ModelUpdate:
             state,
             weights=weights,
             optimizer_state={name: after},
-            memory={self._config.aggregator: memory},
+            memory={**account_in(state.memory), self._config.aggregator: memory},
         )
+
+
+def _aggregator_options(config: ServerConfig) -> AggregatorOptions:
+    chosen, train, central = config.aggregation, config.train, config.central_privacy
+    return AggregatorOptions(
+        malicious_fraction=chosen.malicious_fraction,
+        norm_bound=chosen.norm_bound,
+        bound_factor=chosen.bound_factor,
+        learning_rate=train.learning_rate,
+        momentum=train.momentum,
+        clip_norm=central.clip_norm,
+        noise_multiplier=central.noise_multiplier,
+        expected_cohort=max(1, config.rounds.cohort_size),
+    )
+
+
+def _gate_limits(config: ServerConfig) -> GateLimits:
+    chosen, train = config.aggregation, config.train
+    most_batches = math.ceil(chosen.max_examples / train.batch_size)
+    return GateLimits(
+        max_norm=chosen.max_norm,
+        max_examples=chosen.max_examples,
+        max_staleness=chosen.max_staleness,
+        max_steps=train.local_epochs * most_batches,
+    )
+
+
+def _optimizer_options(config: ServerConfig) -> OptimizerOptions:
+    chosen = config.aggregation
+    return OptimizerOptions(
+        learning_rate=chosen.learning_rate,
+        momentum=chosen.momentum,
+        beta_1=chosen.beta_1,
+        beta_2=chosen.beta_2,
+        tau=chosen.tau,
+    )

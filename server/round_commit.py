@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedge.params import Vector
+from server.central_privacy import epsilon_central
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.evaluation import CentralEvaluation
 from server.events import EventLog, MetricsLog, jsonable
@@ -24,6 +25,8 @@ class TrainingReport:
 
     Attributes:
         started_at: monotonic seconds.
+        num_stale: accepted updates that were late for an earlier round.
+        cost: what the encoding of updates cost, by metric.
         refused: replies that were not added, and messages not sent, by reason.
         applied: False where too few updates came: the model is unchanged.
     """
@@ -31,6 +34,8 @@ class TrainingReport:
     num_selected: int = 0
     num_accepted: int = 0
     num_late: int = 0
+    num_stale: int = 0
+    cost: dict[str, float | None] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     started_at: float = field(default_factory=time.monotonic)
     applied: bool = False
@@ -101,6 +106,8 @@ class RoundCommit:
             "num_selected": training.num_selected,
             "num_accepted": training.num_accepted,
             "num_late": training.num_late,
+            "num_stale": training.num_stale,
+            **training.cost,
             "refused": training.refused,
             "applied": training.applied,
             "round_s": time.monotonic() - training.started_at,
@@ -111,6 +118,7 @@ class RoundCommit:
             "refinement": refined.status,
             "refinement_detail": refined.detail or None,
             "epsilon": state.epsilon,
+            "epsilon_central": epsilon_central(state.memory),
             "evaluation": evaluation,
             "model_digest": state.digest,
         }

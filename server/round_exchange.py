@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -39,13 +39,19 @@ class Sent:
 class Exchange:
     """What is outstanding between this run and its nodes.
 
+    Args:
+        grid: the way to the nodes.
+        poll_interval_s: pause between two looks for replies.
+        keeps_late: whether updates that missed their round are yielded in a later one; else
+            they are dropped.
+
     Attributes:
         refused: messages and replies of the current batch that came to nothing, by reason:
             ``not-sent``, ``wrong-node``.
         last_error: the last transport error, as text; empty while all goes well.
     """
 
-    def __init__(self, grid: Grid, poll_interval_s: float) -> None:
+    def __init__(self, grid: Grid, poll_interval_s: float, *, keeps_late: bool = False) -> None:
         self.refused: Counter[str] = Counter()
         self.last_error = ""
         self._grid = grid
@@ -53,12 +59,18 @@ class Exchange:
         self._outstanding: dict[str, Sent] = {}
         self._batch: list[str] = []
         self._num_late = 0
+        self._late: deque[Message] | None = deque() if keeps_late else None
         self._late_poll_at = 0.0
 
     @property
     def busy(self) -> frozenset[int]:
         """Nodes that have not answered an earlier message."""
         return frozenset(sent.node for sent in self._outstanding.values())
+
+    @property
+    def waiting(self) -> frozenset[int]:
+        """Nodes whose late update waits for the next round."""
+        return frozenset(message.metadata.src_node_id for message in self._late or ())
 
     def connected(self) -> list[int]:
         """Return the connected nodes, sorted; none while the SuperLink cannot be reached."""
@@ -73,6 +85,12 @@ class Exchange:
         """
         self.refused.clear()
         self._batch = []
+        asked = list(messages)
+        self._drop_late_of({message.metadata.dst_node_id for message in asked})
+        return self.send_more(asked, ends_at)
+
+    def send_more(self, messages: Iterable[Message], ends_at: float) -> list[int]:
+        """Add messages to the open batch and return the nodes they were sent to."""
         nodes: list[int] = []
         for chunk in _chunks(list(messages)):
             ids = self._push(chunk, ends_at)
@@ -89,10 +107,15 @@ class Exchange:
         return nodes
 
     def replies(self, ends_at: float) -> Generator[Message]:
-        """Yield the batch's replies as they come, until all have come or the deadline has."""
+        """Yield the batch's replies as they come, until all have come or the deadline has.
+
+        Late updates of earlier batches come in between where they are kept.
+        """
         ready: deque[tuple[Sent, Message]] = deque()
         try:
             while True:
+                while self._late:
+                    yield self._late.popleft()
                 for chunk in _chunks(self._open_batch()):
                     ready.extend(self._pull(chunk))
                     while ready:
@@ -106,18 +129,18 @@ class Exchange:
                 time.sleep(max(0.0, min(self._poll_interval_s, remaining)))
         finally:
             # Pulled together with the reply that filled the round, and not wanted any more.
-            self._num_late += sum(1 for sent, message in ready if _is_update(sent, message))
+            self._note_late(ready)
+            self._batch = []  # what it still owes is late from now on
 
     def collect_late(self) -> None:
-        """Pull, drop and count answers to earlier batches; does so once a second at most."""
+        """Pull and count answers to earlier batches; does so once a second at most."""
         now = time.monotonic()
         if now < self._late_poll_at:
             return
         self._late_poll_at = now + LATE_POLL_INTERVAL_S
         batch = set(self._batch)
         for chunk in _chunks([key for key in self._outstanding if key not in batch]):
-            late = self._pull(chunk)
-            self._num_late += sum(1 for sent, message in late if _is_update(sent, message))
+            self._note_late(self._pull(chunk))
         for key, sent in list(self._outstanding.items()):
             if now >= sent.expires_at and key not in batch:
                 del self._outstanding[key]
@@ -126,6 +149,22 @@ class Exchange:
         """Return how many updates came late since the last call."""
         num_late, self._num_late = self._num_late, 0
         return num_late
+
+    def _drop_late_of(self, nodes: Set[int]) -> None:
+        """Forget the late updates of nodes that are asked anew: one counts, the fresh one."""
+        if self._late:
+            kept = [m for m in self._late if m.metadata.src_node_id not in nodes]
+            self._late = deque(kept)
+
+    def _note_late(self, answers: Iterable[tuple[Sent, Message]]) -> None:
+        late = [
+            message
+            for sent, message in answers
+            if _is_update(sent, message) and self._is_from(sent, message)
+        ]
+        self._num_late += len(late)
+        if self._late is not None:
+            self._late.extend(late)
 
     def _open_batch(self) -> list[str]:
         return [message_id for message_id in self._batch if message_id in self._outstanding]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections import Counter
 
 from flwr.app import Error, Message
@@ -14,12 +15,14 @@ from aggregation.contracts import ClientUpdate
 from aggregation.gate import UpdateGate
 from fedge.errors import UpdateRejected
 from fedge.messages import EncodedUpdate, FullWeights, Refusal, decode_reply
-from server.checkpoint import Checkpoint
+from fedge.params import Layout
+from server.broadcast import Broadcast
 from server.events import EventLog
 
 log = logging.getLogger(__name__)
 
 NO_BUDGET = "budget"
+LOST_BASE = "stale-base"
 # Flower's error codes are not part of its public API; these are those of flwr 1.41.
 _ERROR_REASONS = {3: "expired", 4: "expired", 5: "node-offline"}
 _CLIENT_ERROR = "client-error"
@@ -28,6 +31,32 @@ _CLIENT_ERROR = "client-error"
 def error_reason(error: Error) -> str:
     """Return the key that a Flower error is counted by."""
     return _ERROR_REASONS.get(error.code, _CLIENT_ERROR)
+
+
+class UplinkCost:
+    """What the encoding of a round's updates cost: bits on the wire, and distortion.
+
+    The distortion is what devices say of it; nothing depends on it.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._size = max(1, layout.size)
+        self._bits: list[float] = []
+        self._distortions: list[float] = []
+
+    def add(self, update: EncodedUpdate) -> None:
+        """Note one update."""
+        self._bits.append(8 * len(update.payload) / self._size)
+        self._distortions.append(update.distortion)
+
+    def summary(self) -> dict[str, float | None]:
+        """Return mean bits a parameter and mean distortion; None without an update."""
+        if not self._bits:
+            return {"uplink_bits": None, "uplink_distortion": None}
+        return {
+            "uplink_bits": statistics.fmean(self._bits),
+            "uplink_distortion": statistics.fmean(self._distortions),
+        }
 
 
 class ClientErrors:
@@ -51,32 +80,50 @@ class RoundIntake:
     """Everything one round knows of its replies.
 
     Args:
-        state: the last committed checkpoint, which the updates start from.
+        layout: of the global model.
+        broadcast: what the round's devices train from; learns here what they hold.
+        codec: spec of the codec that devices were asked for.
         round: the open round.
         gate: opened for this round here.
         errors: where clients' tracebacks go.
 
     Attributes:
-        num_accepted: updates that were added.
+        num_accepted: updates that were added; num_stale: those of them that were late.
+        cost: what the encoding of the added updates cost.
+        lost_base: nodes that could not use a delta and have not been sent whole weights yet.
         refused: replies that were not, by reason.
         epsilon: ε spent by node, as said in this round.
         exhausted: nodes that said they have no privacy budget left.
     """
 
     def __init__(
-        self, state: Checkpoint, round: int, gate: UpdateGate, errors: ClientErrors
+        self,
+        layout: Layout,
+        broadcast: Broadcast,
+        codec: str,
+        round: int,
+        gate: UpdateGate,
+        errors: ClientErrors,
     ) -> None:
         self.num_accepted = 0
+        self.num_stale = 0
         self.refused: Counter[str] = Counter()
         self.epsilon: dict[int, float] = {}
         self.exhausted: set[int] = set()
+        self.cost = UplinkCost(layout)
+        self.lost_base: list[int] = []
         self._round = round
-        self._layout = state.layout
-        self._weights = state.weights
-        self._parent = state.digest
+        self._layout = layout
+        self._broadcast = broadcast
+        self._allowed = frozenset({codec, "raw"})
         self._gate = gate
         self._errors = errors
-        gate.open_round(round, self._parent)
+        gate.open_round(round, broadcast.parent)
+
+    @property
+    def num_fresh(self) -> int:
+        """Updates of the open round itself that were added."""
+        return self.num_accepted - self.num_stale
 
     def take(self, message: Message, aggregate: RoundAggregate) -> None:
         """Add a reply's update, or count why not; no reply can do more harm than that.
@@ -102,6 +149,7 @@ class RoundIntake:
         if update is not None:
             aggregate.add(update)
             self.num_accepted += 1
+            self.num_stale += update.discount < 1
 
     def _admit(self, node: int, message: Message) -> ClientUpdate | None:
         reply = decode_reply(message.content, self._layout)
@@ -109,18 +157,45 @@ class RoundIntake:
             self._note_refusal(node, reply)
             return None
         if isinstance(reply, FullWeights):
-            # A stock client names no parent; that it answers this round's message binds it.
-            delta, claim, parent, digest = reply.weights, self._round, self._parent, None
-            delta -= self._weights
-        else:
-            self._note_epsilon(node, reply)
-            delta = decode_payload(reply.codec, reply.payload, self._layout)
-            claim, parent, digest = reply.round, reply.parent, reply.layout_digest
+            return self._admit_weights(node, reply, message.metadata.group_id)
+        self._note_epsilon(node, reply)
+        delta = decode_payload(reply.codec, reply.payload, self._layout, self._allowed)
+        update = self._gate.admit(
+            node,
+            delta,
+            reply.num_examples,
+            round=reply.round,
+            parent=reply.parent,
+            layout_digest=reply.layout_digest,
+            num_steps=reply.num_steps,
+        )
+        self.cost.add(reply)
+        if reply.holds_parent:
+            self._broadcast.note_holds(node, reply.parent)
+        return update
+
+    def _admit_weights(self, node: int, reply: FullWeights, group: str) -> ClientUpdate:
+        # A stock client names neither round nor parent; that it answers this round's message
+        # binds it to both.
+        if group != str(self._round):
+            raise UpdateRejected("round", expected=self._round, got=f"{group:.20}")
+        delta = reply.weights
+        delta -= self._broadcast.weights
         return self._gate.admit(
-            node, delta, reply.num_examples, round=claim, parent=parent, layout_digest=digest
+            node,
+            delta,
+            reply.num_examples,
+            round=self._round,
+            parent=self._broadcast.parent,
+            layout_digest=None,
         )
 
     def _note_refusal(self, node: int, refusal: Refusal) -> None:
+        if refusal.reason == LOST_BASE:
+            self._broadcast.forget(node)
+            self.lost_base.append(node)
+            log.info("node %d lost the version it held; it gets whole weights", node)
+            return
         self.refused[refusal.reason[:40]] += 1
         if refusal.reason == NO_BUDGET:
             self.exhausted.add(node)

@@ -41,9 +41,14 @@ def choose_cohort(rounds: RoundsConfig, candidates: Sequence[int], seed: int, ro
 
 
 class DeviceWatch:
-    """Who is connected, and waiting for enough of them without ever waiting silently."""
+    """Who is connected, and waiting for enough of them without ever waiting silently.
+
+    Attributes:
+        num_connected: nodes that were connected when the last wait ended.
+    """
 
     def __init__(self, exchange: Exchange, rounds: RoundsConfig) -> None:
+        self.num_connected = 0
         self._exchange = exchange
         self._rounds = rounds
         self._seen: set[int] = set()
@@ -69,7 +74,9 @@ class DeviceWatch:
             self._seen.update(connected)
             free = [n for n in connected if n not in exhausted and n not in self._exchange.busy]
             if len(connected) >= needed and (free or self._seen <= exhausted):
-                return free
+                self.num_connected = len(connected)
+                # Whose late update waits has a part in the round already.
+                return [n for n in free if n not in self._exchange.waiting] or free
             now = time.monotonic()
             if now >= ends_at:
                 raise DeadlineExceeded(self._failure(len(connected), needed))

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aggregation.codecs import make_codec
 from fedge.config import limited
 from fedge.errors import ConfigError
 from fedge.settings import Hyperparameters, TaskConfig, TlsConfig, is_loopback, split_address
+
+PRIVATE_MEAN = "private-mean"
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,73 @@ class RoundsConfig:
 
 @dataclass(frozen=True)
 class AggregationConfig:
-    """How updates become the next global model.
+    """How updates travel, what of them is believed, and how they become the next global model.
 
     Attributes:
+        aggregator: how updates become one; the default bounds each one's norm and weight.
+        malicious_fraction: share of hostile updates that trimmed means, Krum and its kin allow
+            for.
+        norm_bound: L2 norm that bounded methods scale updates down to; 0 adapts it to the last
+            round's median norm times ``bound_factor``.
+        momentum: of ``fedavgm``; beta_1, beta_2, tau: of the adaptive optimisers.
         max_norm: L2 norm above which an update is refused; 0 allows any.
         max_examples: example weight above which an update is refused.
+        max_staleness: rounds that an update may be late and still count, discounted; 0 drops
+            late updates.
+        num_clients: devices there are in all, for ``scaffold``; 0 takes those connected.
+        codec: how devices encode their updates, such as ``int8`` or ``topk:0.05+f16``.
+        downlink_codec: how the model's change is encoded for devices that hold its last version;
+            empty sends whole weights always.
     """
 
-    aggregator: str = "weighted-mean"
+    aggregator: str = "bounded-mean"
+    malicious_fraction: float = limited(0.2, ge=0, lt=0.5)
+    norm_bound: float = limited(0.0, ge=0)
+    bound_factor: float = limited(1.0, gt=0)
     server_optimizer: str = "fedavg"
     learning_rate: float = limited(1.0, gt=0)
     momentum: float = limited(0.9, ge=0, lt=1)
+    beta_1: float = limited(0.9, ge=0, lt=1)
+    beta_2: float = limited(0.99, ge=0, lt=1)
+    tau: float = limited(1e-3, gt=0)
     max_norm: float = limited(0.0, ge=0)
     max_examples: float = limited(1e6, gt=0)
+    max_staleness: int = limited(0, ge=0)
+    num_clients: int = limited(0, ge=0)
+    codec: str = "raw"
+    downlink_codec: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a codec that does not parse, and a downlink that would never catch up."""
+        make_codec(self.codec, key="codec")
+        if self.downlink_codec:
+            make_codec(self.downlink_codec, key="downlink_codec")
+        if "signs" in self.downlink_codec:
+            raise ConfigError(
+                f"{self.downlink_codec!r} loses more than it sends, which only a mean over many "
+                "devices makes up for: take int8, or topk without signs",
+                key="downlink_codec",
+            )
+
+
+@dataclass(frozen=True)
+class CentralPrivacyConfig:
+    """Differential privacy of each client towards everyone but the server; see docs/privacy.md.
+
+    Attributes:
+        noise_multiplier: noise standard deviation in clipping norms; 0 switches it off.
+        clip_norm: L2 norm that each update is scaled down to.
+        delta: δ that ε is reported at.
+    """
+
+    noise_multiplier: float = limited(0.0, ge=0)
+    clip_norm: float = limited(1.0, gt=0)
+    delta: float = limited(1e-5, gt=0, lt=1)
+
+    @property
+    def enabled(self) -> bool:
+        """Tell whether aggregates are noised."""
+        return self.noise_multiplier > 0
 
 
 @dataclass(frozen=True)
@@ -146,7 +203,64 @@ class ServerConfig:
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     train: Hyperparameters = field(default_factory=Hyperparameters)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    central_privacy: CentralPrivacyConfig = field(default_factory=CentralPrivacyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     superlink: SuperLinkConfig = field(default_factory=SuperLinkConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse sections that contradict each other."""
+        _check_scaffold(self)
+        _check_central_privacy(self)
+
+
+def _check_scaffold(config: ServerConfig) -> None:
+    """Refuse half of SCAFFOLD, whose halves correct each other, and late updates for it."""
+    halves = {config.aggregation.aggregator, config.train.client_term}
+    if "scaffold" in halves and len(halves) == 2:
+        raise ConfigError(
+            "scaffold needs both aggregation.aggregator and train.client_term, got "
+            f"{config.aggregation.aggregator!r} and {config.train.client_term!r}",
+            key="aggregation.aggregator",
+        )
+    if "scaffold" in halves and config.aggregation.max_staleness > 0:
+        raise ConfigError(
+            "a late update was corrected by an older control: scaffold takes none",
+            key="aggregation.max_staleness",
+        )
+
+
+def _check_central_privacy(config: ServerConfig) -> None:
+    """Refuse whatever would let one client count for more than ε says, or go unnoticed by it."""
+    method = config.aggregation.aggregator
+    if not config.central_privacy.enabled:
+        if method == PRIVATE_MEAN:
+            raise ConfigError(
+                f"{PRIVATE_MEAN} without noise is not private: set it above 0, or choose another "
+                "aggregation.aggregator",
+                key="central_privacy.noise_multiplier",
+            )
+        return
+    if method != PRIVATE_MEAN:
+        raise ConfigError(
+            f'with central_privacy set aggregation.aggregator = "{PRIVATE_MEAN}": in a robust or '
+            f"weighted rule such as {method} one client can change more than the noise hides",
+            key="aggregation.aggregator",
+        )
+    if config.aggregation.max_staleness > 0:
+        raise ConfigError(
+            "must be 0 with central_privacy: the private mean would count a late update in full",
+            key="aggregation.max_staleness",
+        )
+    if config.rounds.cohort_size == 0:
+        raise ConfigError(
+            "must be above 0 with central_privacy, which divides by this public number",
+            key="rounds.cohort_size",
+        )
+    if config.evaluate.every_rounds > 0:
+        raise ConfigError(
+            "must be 0 with central_privacy: what devices measure is not noised, and they are sent "
+            "weights before the round is committed with its account",
+            key="evaluate.every_rounds",
+        )

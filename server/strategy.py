@@ -14,22 +14,28 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from aggregation.cohort import RoundAggregate
+from aggregation.scaffold import CONTROL
 from fedge.errors import AggregationError
-from fedge.messages import ARRAYS, CONFIG, WeightsRequest, encode_request
+from fedge.messages import WeightsRequest
+from fedge.params import Vector
 from fedge.records import from_array_record, to_array_record
+from server.broadcast import Broadcast
+from server.central_privacy import charge
 from server.checkpoint import Checkpoint
 from server.evaluation import FederatedEvaluation
 from server.events import EventLog
 from server.model_update import ModelUpdate
+from server.reference import Reference
 from server.refine_step import Refined, RefineStep
 from server.round_commit import RoundCommit, TrainingReport
 from server.round_exchange import Exchange
 from server.round_intake import ClientErrors, RoundIntake
+from server.round_messages import RoundMessages
 from server.selection import Cohort, DeviceWatch, choose_cohort
 from server.settings import ServerConfig
 
@@ -46,6 +52,7 @@ class HybridStrategy(Strategy):
         config: of the server.
         state: the last committed checkpoint; the rounds go on after it.
         update: aggregator, gate and server optimiser.
+        reference: the cloud's own update a round; None where the aggregator needs none.
         refine: refinement of the aggregate; None where it is off.
         commit: where rounds are committed.
         events: where the supervisor reads what happens.
@@ -61,6 +68,7 @@ class HybridStrategy(Strategy):
         state: Checkpoint,
         *,
         update: ModelUpdate,
+        reference: Reference | None,
         refine: RefineStep | None,
         commit: RoundCommit,
         events: EventLog,
@@ -69,13 +77,17 @@ class HybridStrategy(Strategy):
         self.stop_reason = ""
         self._config = config
         self._update = update
+        self._reference = reference
         self._refine = refine
         self._commit = commit
         self._events = events
         self._errors = ClientErrors(events)
         self._first_round = state.round + 1
         self._link: tuple[Grid, Exchange, DeviceWatch] | None = None
-        # What the hooks of the open round tell `start`.
+        self._broadcast = Broadcast(config.aggregation.downlink_codec, state.layout, state.seed)
+        # What the hooks of the open round tell `start`, and each other.
+        self._messages: RoundMessages | None = None
+        self._ends_at = 0.0
         self._cohort = Cohort((), 0)
         self._next = state
         self._intake: RoundIntake | None = None
@@ -135,8 +147,9 @@ class HybridStrategy(Strategy):
         if first:
             self.state = _known_only(self.state, set(exchange.connected()))
         self._cohort = choose_cohort(rounds, free, self.state.seed, server_round)
-        ttl = TTL_IN_DEADLINES * rounds.deadline_s
-        return _messages(self._cohort, MessageType.TRAIN, server_round, arrays, config, ttl)
+        return self._open().to_cohort(
+            self._cohort, MessageType.TRAIN, arrays, config, self._train_ttl_s
+        )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -146,12 +159,22 @@ class HybridStrategy(Strategy):
         Returns:
             None in place of arrays where too few updates came: the model stays as it is.
         """
-        intake = RoundIntake(self.state, server_round, self._update.gate, self._errors)
+        codec = self._config.aggregation.codec
+        intake = RoundIntake(
+            self.state.layout,
+            self._broadcast,
+            codec,
+            server_round,
+            self._update.gate,
+            self._errors,
+        )
         self._intake = intake
-        with self._update.open_aggregate(server_round, self.state.memory) as aggregate:
+        num_clients = 0 if self._link is None else self._link[2].num_connected
+        with self._update.open_aggregate(server_round, self.state.memory, num_clients) as aggregate:
             for message in replies:
                 intake.take(message, aggregate)
-                if intake.num_accepted == self._cohort.target:
+                self._send_whole(intake)
+                if intake.num_fresh == self._cohort.target:
                     break
             self._next = replace(
                 self.state,
@@ -160,6 +183,7 @@ class HybridStrategy(Strategy):
                 exhausted=self.state.exhausted | intake.exhausted,
             )
             applied = self._apply(intake, aggregate)
+        self._next = replace(self._next, memory=self._broadcast.remember(self._next.memory))
         metrics = MetricRecord(
             {"num-accepted": intake.num_accepted, "num-refused": intake.refused.total()}
         )
@@ -173,7 +197,7 @@ class HybridStrategy(Strategy):
         _, watch = self._connect(grid)
         cohort = choose_cohort(self._config.rounds, watch.free(), self.state.seed, server_round)
         ttl = TTL_IN_DEADLINES * self._config.evaluate.deadline_s
-        return _messages(cohort, MessageType.EVALUATE, server_round, arrays, config, ttl)
+        return self._open().to_cohort(cohort, MessageType.EVALUATE, arrays, config, ttl)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -209,17 +233,19 @@ class HybridStrategy(Strategy):
         """Run the training part of a round; None where nobody is left to ask."""
         round = self.state.round + 1
         exchange, _ = self._connect(grid)
-        arrays, config = _records(self._request(self.state, num_rounds), extra)
-        messages = list(self.configure_train(round, arrays, config, grid))
+        opened = self._open_round(num_rounds, extra)
+        messages = list(self.configure_train(round, opened.arrays, opened.config, grid))
         if not messages:
             self.stop_reason = "every device has spent its privacy budget"
             log.warning("no further rounds: %s", self.stop_reason)
             return None
         started_at = time.monotonic()
-        ends_at = started_at + min(timeout, self._config.rounds.deadline_s)
-        asked = exchange.send(messages, ends_at)
+        self._ends_at = started_at + min(timeout, self._config.rounds.deadline_s)
+        asked = exchange.send(messages, self._ends_at)
         self._events.append("round-started", round=round, num_selected=len(asked))
-        with closing(exchange.replies(ends_at)) as replies:
+        if self._reference is not None:
+            self._reference.start(round, self._broadcast.weights)
+        with closing(exchange.replies(self._ends_at)) as replies:
             updated, _ = self.aggregate_train(round, replies)
         intake = self._intake
         assert intake is not None
@@ -227,6 +253,8 @@ class HybridStrategy(Strategy):
             num_selected=len(messages),
             num_accepted=intake.num_accepted,
             num_late=exchange.take_num_late(),
+            num_stale=intake.num_stale,
+            cost=intake.cost.summary(),
             refused=dict(intake.refused + exchange.refused),
             started_at=started_at,
             applied=updated is not None,
@@ -245,8 +273,11 @@ class HybridStrategy(Strategy):
                 dict(intake.refused) or "none",
             )
             return False
+        central = self._config.central_privacy
+        self._next = replace(self._next, memory=charge(central, self._next.memory))
+        reference = None if self._reference is None else self._reference.take()
         try:
-            self._next = self._update.apply(self._next, aggregate)
+            self._next = self._update.apply(self._next, aggregate, reference)
         except AggregationError as error:
             log.error("the model stays as it is: %s", error)
             return False
@@ -269,29 +300,64 @@ class HybridStrategy(Strategy):
         if settings.every_rounds == 0 or round % settings.every_rounds:
             return None
         exchange, _ = self._connect(grid)
-        arrays, config = _records(self._request(self._next, num_rounds), extra)
+        opened = self._messages = RoundMessages(
+            self._request(self._next.weights, num_rounds), extra
+        )
         ends_at = time.monotonic() + min(timeout, settings.deadline_s)
-        messages = self.configure_evaluate(round, arrays, config, grid)
+        messages = self.configure_evaluate(round, opened.arrays, opened.config, grid)
         asked = exchange.send(messages, ends_at)
         with closing(exchange.replies(ends_at)) as replies:
             self.aggregate_evaluate(round, replies)
         return self._evaluation.summary(len(asked))
 
-    def _request(self, state: Checkpoint, num_rounds: int) -> WeightsRequest:
+    def _request(self, weights: Vector, num_rounds: int) -> WeightsRequest:
         """Return what is asked of the nodes in the round after the last committed one."""
+        config = self._config
+        control = None
+        if config.train.client_term == "scaffold":
+            control = self._update.memory_of(self.state.memory).get(CONTROL)
         return WeightsRequest(
-            run_name=state.run_name,
+            run_name=self.state.run_name,
             round=self.state.round + 1,
             num_rounds=num_rounds,
-            layout=state.layout,
-            weights=state.weights,
-            hyper=self._config.train,
+            layout=self.state.layout,
+            weights=weights,
+            hyper=config.train,
+            codec=config.aggregation.codec,
+            control=control,
+            keep_parent=self._broadcast.is_lossy,
         )
+
+    def _open_round(self, num_rounds: int, extra: ConfigRecord | None = None) -> RoundMessages:
+        """Fix what the devices of the next round train from, and what they are asked."""
+        self._broadcast.advance(self.state.weights, self.state.memory, self.state.round + 1)
+        request = self._request(self._broadcast.weights, num_rounds)
+        self._messages = RoundMessages(request, extra, self._broadcast.downlink)
+        return self._messages
+
+    def _open(self) -> RoundMessages:
+        """Return the open round's messages; opens a round where a hook is called by itself."""
+        return self._messages or self._open_round(self.state.round + 1)
+
+    def _send_whole(self, intake: RoundIntake) -> None:
+        """Send whole weights to the nodes that could not use a delta, in the same round."""
+        if not intake.lost_base or self._link is None:
+            return
+        nodes, intake.lost_base = intake.lost_base, []
+        messages = [
+            self._open().whole(node, MessageType.TRAIN, self._train_ttl_s) for node in nodes
+        ]
+        self._link[1].send_more(messages, self._ends_at)
+
+    @property
+    def _train_ttl_s(self) -> float:
+        return TTL_IN_DEADLINES * self._config.rounds.deadline_s
 
     def _connect(self, grid: Grid) -> tuple[Exchange, DeviceWatch]:
         """Return what is outstanding on a grid, and who is connected to it."""
         if self._link is None or self._link[0] is not grid:
-            exchange = Exchange(grid, self._config.rounds.poll_interval_s)
+            rounds, keeps_late = self._config.rounds, self._config.aggregation.max_staleness > 0
+            exchange = Exchange(grid, rounds.poll_interval_s, keeps_late=keeps_late)
             self._link = (grid, exchange, DeviceWatch(exchange, self._config.rounds))
         return self._link[1], self._link[2]
 
@@ -304,35 +370,6 @@ def _known_only(state: Checkpoint, nodes: set[int]) -> Checkpoint:
     """
     epsilon = {node: value for node, value in state.epsilon.items() if node in nodes}
     return replace(state, epsilon=epsilon, exhausted=state.exhausted & nodes)
-
-
-def _records(
-    request: WeightsRequest, extra: ConfigRecord | None
-) -> tuple[ArrayRecord, ConfigRecord]:
-    content = encode_request(request)
-    config = content.config_records[CONFIG]
-    return content.array_records[ARRAYS], ConfigRecord({**(extra or {}), **config})
-
-
-def _messages(
-    cohort: Cohort,
-    message_type: str,
-    round: int,
-    arrays: ArrayRecord,
-    config: ConfigRecord,
-    ttl: float,
-) -> list[Message]:
-    """Return one message a node; the arrays are shared, the rest is each message's own."""
-    return [
-        Message(
-            RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(dict(config))}),
-            node,
-            message_type,
-            ttl=ttl,
-            group_id=str(round),
-        )
-        for node in cohort.nodes
-    ]
 
 
 def _add_to(result: Result, committed: Checkpoint, training: TrainingReport) -> None:

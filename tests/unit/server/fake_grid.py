@@ -42,11 +42,13 @@ class Asked:
 
     @property
     def request(self) -> WeightsRequest:
-        return decode_request(self.message.content)
+        request = decode_request(self.message.content)
+        assert isinstance(request, WeightsRequest)
+        return request
 
     @property
     def round(self) -> int:
-        return self.request.round
+        return decode_request(self.message.content).round
 
     @property
     def is_train(self) -> bool:

@@ -25,6 +25,7 @@ def configure(run_dir: Path, rounds: dict[str, Any] | None = None, **sections: A
         "rounds": {"num_rounds": 1, "deadline_s": 5.0, "poll_interval_s": 0.005, **(rounds or {})},
         "evaluate": {"every_rounds": 0},
         **sections,
+        "aggregation": {"aggregator": "weighted-mean", **sections.get("aggregation", {})},
     }
     return build(ServerConfig, tree)
 

@@ -9,16 +9,21 @@ from fedge.errors import AggregationError, ConfigError
 from fedge.params import Layout, Vector
 from server.checkpoint import Checkpoint
 from server.model_update import ModelUpdate
-from server.settings import AggregationConfig
+from server.settings import AggregationConfig, ServerConfig
 
 LAYOUT = Layout(("w",), ((4,),))
 
 
 def apply(tmp_path: Path, state: Checkpoint, delta: Vector, **config: Any) -> Checkpoint:
-    update = ModelUpdate(AggregationConfig(**config), LAYOUT, tmp_path)
-    with update.open_aggregate(state.round, state.memory) as aggregate:
-        aggregate.add(ClientUpdate(1, delta, 2.0))
+    update = ModelUpdate(configured(tmp_path, **config), LAYOUT)
+    with update.open_aggregate(state.round, state.memory, num_clients=1) as aggregate:
+        aggregate.add(ClientUpdate(1, delta, 2.0, float(np.linalg.norm(delta))))
         return update.apply(state, aggregate)
+
+
+def configured(tmp_path: Path, **config: Any) -> ServerConfig:
+    chosen = {"aggregator": "weighted-mean", **config}
+    return ServerConfig(run_dir=tmp_path, aggregation=AggregationConfig(**chosen))
 
 
 def zeros(**fields: Any) -> Checkpoint:
@@ -54,12 +59,7 @@ def test_weights_that_overflow_are_refused(tmp_path: Path) -> None:
         apply(tmp_path, state, np.full(4, 1e38, np.float32))
 
 
-@pytest.mark.parametrize(
-    "config",
-    [AggregationConfig(aggregator="nonsense"), AggregationConfig(server_optimizer="nonsense")],
-)
-def test_an_unknown_method_is_refused_before_the_first_round(
-    tmp_path: Path, config: AggregationConfig
-) -> None:
+@pytest.mark.parametrize("key", ["aggregator", "server_optimizer"])
+def test_an_unknown_method_is_refused_before_the_first_round(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError, match="nonsense"):
-        ModelUpdate(config, LAYOUT, tmp_path)
+        ModelUpdate(configured(tmp_path, **{key: "nonsense"}), LAYOUT)

@@ -123,15 +123,17 @@ def make_strategy(run_dir: Path) -> HybridStrategy:
         events,
         CentralEvaluation(trainer, TinyTask().cloud_data()),
     )
-    update = ModelUpdate(config.aggregation, trainer.layout, run_dir / "spill")
-    return HybridStrategy(config, state, update=update, refine=None, commit=commit, events=events)
+    update = ModelUpdate(config, trainer.layout)
+    return HybridStrategy(
+        config, state, update=update, reference=None, refine=None, commit=commit, events=events
+    )
 
 
 def test_the_hooks_are_those_of_any_flower_strategy(tmp_path: Path) -> None:
     strategy = make_strategy(tmp_path)
     grid = FakeGrid({1: honest, 2: honest})
     arrays = to_array_record(strategy.state.layout, strategy.state.weights)
-    request = strategy._request(strategy.state, 1)
+    request = strategy._request(strategy.state.weights, 1)
     config = encode_request(request).config_records[CONFIG]
     messages = list(strategy.configure_train(1, arrays, config, grid))
     assert [message.metadata.dst_node_id for message in messages] == [1, 2]

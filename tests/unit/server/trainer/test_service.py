@@ -11,6 +11,7 @@ import pytest
 
 from fedge.channels import add_address, bearer_token_interceptor, client_channel, make_server
 from fedge.params import Vector, vector_digest
+from fedge.protocol import PROTOCOL_VERSION
 from fedge.settings import TlsConfig
 from fedge.training.local import LocalTrainer
 from protos.fedge.v1 import trainer_pb2 as pb
@@ -215,7 +216,7 @@ def test_status_says_what_is_refined_here() -> None:
     with _serving() as (stub, _):
         list(stub.Refine(_requests(), timeout=20))
         status = stub.Status(pb.TrainerStatusRequest(), timeout=20)
-    assert (status.protocol, status.task, status.world_size) == (1, "tiny", 1)
+    assert (status.protocol, status.task, status.world_size) == (PROTOCOL_VERSION, "tiny", 1)
     assert status.layout_digest == LAYOUT.digest
     assert status.refinements == 1
 
