@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from benchmarks.harness import MODULES, run
 
@@ -14,6 +15,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("name", nargs="?", choices=sorted(MODULES))
     parser.add_argument("--quick", action="store_true", help="smallest sizes; never quoted")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="keep finished runs there, and go on from it (codec-accuracy, poison)",
+    )
     arguments = parser.parse_args()
     if arguments.name is None:
         print("\n".join(sorted(MODULES)))
@@ -21,7 +28,7 @@ def main() -> int:
     for variable in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
         os.environ[variable] = "0"
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-    return run(arguments.name, quick=arguments.quick)
+    return run(arguments.name, quick=arguments.quick, results=arguments.results)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -11,8 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MODULES = {"demo": "benchmarks.demo"}
+MODULES = {
+    "aggregate": "benchmarks.aggregate",
+    "codec": "benchmarks.codec",
+    "codec-accuracy": "benchmarks.codec_accuracy",
+    "demo": "benchmarks.demo",
+    "poison": "benchmarks.poison",
+    "robust": "benchmarks.robust",
+}
 CANNOT_RUN = 3
+USAGE = 2
 
 
 class CannotRun(Exception):
@@ -35,11 +44,21 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def run(name: str, *, quick: bool) -> int:
-    """Run one benchmark; returns the exit status."""
+def run(name: str, *, quick: bool, results: Path | None = None) -> int:
+    """Run one benchmark; returns the exit status.
+
+    Args:
+        name: a key of `MODULES`.
+        quick: smallest sizes.
+        results: where a benchmark of many runs keeps the finished ones.
+    """
     measure: Callable[..., dict[str, Any]] = importlib.import_module(MODULES[name]).measure
+    options = {} if results is None else {"results": results}
+    if not options.keys() <= inspect.signature(measure).parameters.keys():
+        progress(f"{name} keeps no finished runs: leave --results out")
+        return USAGE
     try:
-        result = measure(quick=quick)
+        result = measure(quick=quick, **options)
     except CannotRun as reason:
         progress(f"cannot run here: {reason}")
         return CANNOT_RUN

@@ -29,9 +29,11 @@ def run(
     # Only now: torch and Flower take seconds to import, --help should not.
     from fedge.weights import build_checked_model
     from server.checks import check_names
+    from simulation.attacks.methods import check_attack
     from simulation.runner import simulate
 
     check_names(settings.server, "server.")
+    check_attack(settings.attack)
     task = load_task(settings.server.task.name, **settings.server.task.options)
     build_checked_model(task)
     if check:

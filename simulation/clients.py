@@ -6,46 +6,69 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
-from flwr.app import Context
+import numpy as np
 
 from edge_client.client_app import split_client_data
+from edge_client.held_weights import HeldWeights
 from edge_client.ledger import MemoryLedger
 from edge_client.participant import Participant
-from edge_client.replies import MemoryReplyStore
 from edge_client.worker import InProcessWorker
 from fedge.durable import write_atomically
-from fedge.messages import EncodedUpdate, Refusal, WeightsRequest
+from fedge.messages import DeltaRequest, EncodedUpdate, Refusal, WeightsRequest
 from fedge.privacy.noise import Draws
-from fedge.rng import stream_seed
+from fedge.rng import stream, stream_seed
 from fedge.task import Examples, Split, Task
-from server.checkpoint import CheckpointStore
+from simulation.client_memory import ClientReplies
 from simulation.settings import SimulateConfig
 
 
 class SimulatedClient(Participant):
     """A participant whose draws depend on seed, round and client alone.
 
-    Its ledger is written after each round, so that a resumed run goes on with the same account.
+    Its ledger and memory are written in each round, so that a resumed run goes on with the same.
     Rounds that were not committed are forgotten: done again with the same draws, they give the
     same update and cost nothing more.
+
+    Args:
+        config: of the simulation.
+        task: what is learnt.
+        client: which one, from 0.
+        last_committed: round after which its ledger goes on.
+        poison: changes what it trains on; None leaves it as it is.
     """
 
     def __init__(
-        self, config: SimulateConfig, task: Task, client: int, *, last_committed: int
+        self,
+        config: SimulateConfig,
+        task: Task,
+        client: int,
+        *,
+        last_committed: int,
+        poison: Callable[[Examples], Examples] | None = None,
     ) -> None:
         self._seed = config.server.seed
         self._client = client
         self._round = 0
-        self._path = config.server.run_dir / "clients" / f"{client}.json"
+        folder = config.server.run_dir / "clients"
+        self._path = folder / f"{client}.json"
         self._account = _read_ledger(self._path, last_committed)
         splits: dict[Split, Examples] = {
             split: split_client_data(task, client, config.num_clients, split)
             for split in typing.get_args(Split)
         }
+        if poison is not None:
+            splits["train"] = poison(splits["train"])
         worker = InProcessWorker(task, splits.__getitem__, draws=self._draws)
-        super().__init__(worker, self._account, MemoryReplyStore(), config.privacy)
+        super().__init__(
+            worker,
+            self._account,
+            ClientReplies(folder, client, last_committed=last_committed),
+            config.privacy,
+            held=HeldWeights(),
+            rng=self._codec_rng,
+        )
 
-    def train(self, request: WeightsRequest) -> EncodedUpdate | Refusal:
+    def train(self, request: WeightsRequest | DeltaRequest) -> EncodedUpdate | Refusal:
         """Answer a train request; what it cost is on disk before the answer is out."""
         self._round = request.round
         answer = super().train(request)
@@ -58,20 +81,8 @@ class SimulatedClient(Participant):
         seed = stream_seed(self._seed, "client", round=self._round, client=self._client)
         return Draws.seeded(seed)
 
-
-def make_clients(config: SimulateConfig, task: Task) -> Callable[[Context], Participant]:
-    """Return a lookup that makes each client once and keeps it."""
-    committed = CheckpointStore(config.server.run_dir / "checkpoints").latest()
-    last_committed = 0 if committed is None else committed.round
-    known: dict[int, Participant] = {}
-
-    def client_for(context: Context) -> Participant:
-        client = int(context.node_config["partition-id"])
-        if client not in known:
-            known[client] = SimulatedClient(config, task, client, last_committed=last_committed)
-        return known[client]
-
-    return client_for
+    def _codec_rng(self) -> np.random.Generator:
+        return stream(self._seed, "codec", round=self._round, client=self._client)
 
 
 def _read_ledger(path: Path, last_committed: int) -> MemoryLedger:
@@ -81,7 +92,7 @@ def _read_ledger(path: Path, last_committed: int) -> MemoryLedger:
     except FileNotFoundError:
         return MemoryLedger()
     ledger.entries[:] = [
-        entry for entry in ledger.entries if int(entry.key.rsplit("/", 3)[1]) <= last_committed
+        entry for entry in ledger.entries if int(entry.key.rsplit("/", 4)[1]) <= last_committed
     ]
     if not ledger.entries:
         ledger.noise_multipliers.clear()

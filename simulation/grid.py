@@ -27,6 +27,7 @@ class SimulationGrid(Grid):
         app: the ClientApp that every client runs.
         num_clients: clients connected; client ``i`` is node ``FIRST_NODE_ID + i``.
         reachable: tells whether a client answers in a round at all; None means always.
+        on_push: told of each message that is queued, before any of its batch is answered.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class SimulationGrid(Grid):
         *,
         run_id: int = 1,
         reachable: Callable[[int, str], bool] | None = None,
+        on_push: Callable[[Message], None] | None = None,
     ) -> None:
         set_task_identity(run_id, SERVER_NODE_ID)
         self._app = app
         self._run_id = run_id
         self._num_clients = num_clients
         self._reachable = reachable or (lambda _client, _group: True)
+        self._on_push = on_push or (lambda _message: None)
         self._contexts: dict[int, Context] = {}
         self._pending: dict[str, Message] = {}
         self._numbers = itertools.count()
@@ -77,6 +80,7 @@ class SimulationGrid(Grid):
             message_id = self._new_id()
             assign_message_id(message, message_id)
             self._pending[message_id] = message
+            self._on_push(message)
             ids.append(message_id)
         return ids
 

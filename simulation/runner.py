@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.client_app import make_client_app
+from fedge.privacy.noise import Draws
+from fedge.rng import stream_seed
 from fedge.task import Task, load_task
 from server.federation import run_federation
-from simulation.clients import make_clients
 from simulation.grid import SimulationGrid
 from simulation.jsonl import read_jsonl
+from simulation.population import Population
 from simulation.settings import SimulateConfig
 
 
@@ -42,8 +44,14 @@ def simulate(config: SimulateConfig, *, task: Task | None = None) -> SimulationR
     """Run every round of a configuration; resumes a run that was cut off."""
     section = config.server.task
     task = task or load_task(section.name, **section.options)
-    app = make_client_app(make_clients(config, task))
-    grid = SimulationGrid(app, config.num_clients)
-    run_federation(grid, config.server, task=task)
+    population = Population(config, task)
+    app = make_client_app(population.participant_for)
+    grid = SimulationGrid(app, config.num_clients, on_push=population.overhear)
+    seed = config.server.seed
+
+    def draws(round: int) -> Draws:
+        return Draws.seeded(stream_seed(seed, "central-noise", round=round))
+
+    run_federation(grid, config.server, task=task, draws=draws)
     run_dir = config.server.run_dir
     return SimulationResult(run_dir, read_jsonl(run_dir / "metrics.jsonl"))

@@ -87,6 +87,24 @@ def test_what_a_machine_lacks_is_said_and_ends_with_status_3(
     assert printed.err == "cannot run here: no such accelerator\n"
 
 
+def test_finished_runs_are_kept_by_benchmarks_that_have_many(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(*, quick: bool, results: Path | None = None) -> dict[str, Any]:
+        return {"kept_in": str(results)}
+
+    stand_in(monkeypatch, measure, "--results", "runs.jsonl")
+    assert main() == 0
+    assert json.loads(capsys.readouterr().out)["kept_in"] == "runs.jsonl"
+
+    def measure_at_once(*, quick: bool) -> dict[str, Any]:
+        return {}
+
+    stand_in(monkeypatch, measure_at_once, "--results", "runs.jsonl")
+    assert main() == 2
+    assert "demo keeps no finished runs" in capsys.readouterr().err
+
+
 def test_a_benchmark_that_is_broken_is_no_missing_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(*, quick: bool) -> dict[str, Any]:
         raise ZeroDivisionError

@@ -56,6 +56,8 @@ def test_check_says_that_a_configuration_is_fine_and_makes_nothing(
     ("override", "expected"),
     [
         ("server.rounds.num_round=3", "server.rounds.num_round: unknown key"),
+        ("attack.name=sing", "attack.name: must be one of none, alie"),
+        ("attack.fraction=1.0", "attack.fraction: must be >= 0 and < 1"),
         ("num_clients=0", "num_clients: must be >= 1, got 0"),
         ("privacy.epsilon=none", "privacy.epsilon: must be a number, got 'none'"),
         ("server.task.name=nothing:here", "task.name: 'nothing:here' cannot be loaded"),

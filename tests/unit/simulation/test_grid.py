@@ -143,6 +143,19 @@ def test_a_message_made_by_the_grid_is_delivered_like_any_other() -> None:
     assert answer_of(reply)["value"] == "made"
 
 
+def test_whoever_listens_knows_all_that_are_asked_before_the_first_answers() -> None:
+    heard: list[int] = []
+    grid = SimulationGrid(
+        counting_app(),
+        3,
+        on_push=lambda message: heard.append(message.metadata.dst_node_id - FIRST_NODE_ID),
+    )
+    ids = list(grid.push_messages([message_to(2), message_to(0)]))
+    assert heard == [2, 0]
+    assert len(list(grid.pull_messages(ids))) == 2
+    assert heard == [2, 0]
+
+
 def test_there_is_no_flower_run_behind_it() -> None:
     with pytest.raises(AttributeError, match="no Flower run"):
         _ = SimulationGrid(counting_app(), 1).run

@@ -1,6 +1,6 @@
 """Whole simulations of a tiny task, against averages and accounts computed by hand."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedge.privacy.noise import Draws
 from fedge.rng import stream_seed
 from fedge.training.local import LocalTrainer
 from server.checkpoint import CheckpointStore
+from server.settings import CentralPrivacyConfig, EvaluateConfig
 from simulation.runner import SimulationResult, simulate
 from simulation.settings import SimulateConfig
 from tests.tiny_task import TinyTask
@@ -62,6 +63,7 @@ def make_config(
             "poll_interval_s": 0.01,
         },
         "train": {"learning_rate": 0.3, "local_epochs": LOCAL_EPOCHS, "batch_size": BATCH_SIZE},
+        "aggregation": {"aggregator": "weighted-mean"},
         "refine": {"trainer": refine, "steps": 10},
     }
     return build(SimulateConfig, {"num_clients": NUM_CLIENTS, "server": server, "privacy": privacy})
@@ -189,3 +191,19 @@ def test_refinement_starts_from_the_same_aggregate_and_is_decided_by_the_gate(
     assert refined.rounds[0]["model_digest"] == without.rounds[0]["model_digest"]
     assert refined.rounds[1]["accuracy_test_aggregate"] == without.rounds[1]["accuracy_test"]
     assert refined.rounds[1]["loss_gate"] < without.rounds[1]["loss_gate"]
+
+
+def test_central_noise_is_seeded_and_repeats(tmp_path: Path) -> None:
+    results = []
+    for folder in ("one", "other"):
+        config = make_config(tmp_path / folder)
+        server = replace(
+            config.server,
+            rounds=replace(config.server.rounds, cohort_size=NUM_CLIENTS),
+            aggregation=replace(config.server.aggregation, aggregator="private-mean"),
+            central_privacy=CentralPrivacyConfig(noise_multiplier=1.0),
+            evaluate=EvaluateConfig(every_rounds=0),
+        )
+        results.append(simulate(replace(config, server=server), task=UnequalTask()).rounds[-1])
+    assert results[0]["epsilon_central"] == pytest.approx(epsilon([Spend(1.0, 1.0, 2)], 1e-5))
+    assert results[0]["model_digest"] == results[1]["model_digest"]

@@ -1,0 +1,1 @@
+"""Tasks that benchmarks learn and the product does not ship."""
