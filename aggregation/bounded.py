@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from aggregation.clipping import Bounds, ClippedSum
 from aggregation.contracts import (
     STREAMING,
@@ -18,18 +16,22 @@ from aggregation.course import COURSE, Course
 from aggregation.mean import RunningSum
 from fedge.params import Layout, Vector
 
+SLACK = 1.5
+"""At most so many times the hostile share are set aside: some honest ones may be among them."""
+
 
 @dataclass
 class BoundedSum:
     """A partial aggregate of bounded updates; two of the same round merge.
 
     Attributes:
-        num_opposed: updates that were left out because they go against the course.
+        ahead: the updates that count.
+        back: those that go against the course, set aside.
     """
 
-    clipped: ClippedSum
+    ahead: ClippedSum
+    back: ClippedSum
     course: Course
-    num_opposed: int = 0
 
 
 @STREAMING.register("bounded-mean")
@@ -37,10 +39,10 @@ class BoundedMean:
     """Weighted mean of updates scaled down to the last round's median norm.
 
     The first round has no such norm yet: its updates are all scaled to its own median. What an
-    update weighs is bounded by twice the median weight likewise, and an update that goes against
-    the course of the last rounds is left out. With fewer than half of the clients hostile, every
-    bound lies within what honest clients sent. Where more than half go against the course, the
-    course is what is wrong: that round changes nothing and the next one begins a new course.
+    update weighs is bounded by twice the median weight likewise. An update that goes against the
+    course of the last rounds is set aside. Where more of them do than may be hostile, hostile ones
+    may have turned the course: all count, and a new course begins. With fewer than half of the
+    clients hostile, every bound lies within what honest clients sent.
 
     Source: norm bounding, Sun et al. 2019, arXiv:1911.07963; adaptive by quantiles as in
     Andrew et al. 2019, arXiv:1905.03871, without their noise; history against inverted updates,
@@ -49,33 +51,34 @@ class BoundedMean:
 
     def __init__(self, options: AggregatorOptions) -> None:
         self._options = options
+        self._most_set_aside = min(0.5, SLACK * options.malicious_fraction)
 
     def init(self, layout: Layout, context: RoundContext) -> BoundedSum:
         """Return an empty sum with the bounds of this round."""
         options, memory = self._options, context.memory
         bounds = Bounds.of(memory, options.norm_bound, options.bound_factor)
-        clipped = ClippedSum(bounds, RunningSum(layout.size))
-        return BoundedSum(clipped, Course.of(memory, layout))
+        ahead, back = (ClippedSum(bounds, RunningSum(layout.size)) for _ in range(2))
+        return BoundedSum(ahead, back, Course.of(memory, layout))
 
     def add(self, state: BoundedSum, update: ClientUpdate) -> BoundedSum:
-        """Add one update in place, or leave it out and count it."""
-        if state.course.is_opposed_by(update.delta, update.norm):
-            state.clipped.note(update.norm, update.num_examples)
-            state.num_opposed += 1
-            return state
-        state.clipped.add(update.delta, update.norm, update.num_examples, update.discount)
+        """Add one update in place, to those that count or to those set aside."""
+        opposed = state.course.is_opposed_by(update.delta, update.norm)
+        side = state.back if opposed else state.ahead
+        side.add(update.delta, update.norm, update.num_examples, update.discount)
         return state
 
     def merge(self, left: BoundedSum, right: BoundedSum) -> BoundedSum:
         """Add the right partial aggregate to the left one in place."""
-        left.clipped.merge(right.clipped)
-        left.num_opposed += right.num_opposed
+        left.ahead.merge(right.ahead)
+        left.back.merge(right.back)
         return left
 
     def finish(self, state: BoundedSum) -> tuple[Vector, Memory]:
         """Return the bounded mean, and the medians and course that bound the next round."""
-        num_updates = len(state.clipped.distances)
-        if 2 * state.num_opposed > num_updates:
-            return np.zeros(state.clipped.sum.size, np.float32), state.clipped.medians()
-        mean, memory = state.clipped.finish()
-        return mean, {**memory, COURSE: state.course.after(mean)}
+        ahead, back = state.ahead, state.back
+        num_updates = ahead.num_updates + back.num_updates
+        if back.num_updates > self._most_set_aside * num_updates:
+            mean, memory = ahead.merge(back).finish()
+            return mean, {**memory, COURSE: mean.copy()}
+        mean, _ = ahead.finish()
+        return mean, {**ahead.with_medians_of(back), COURSE: state.course.after(mean)}

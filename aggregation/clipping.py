@@ -57,15 +57,16 @@ class ClippedSum:
         self, offset: Vector, distance: float, num_examples: float, discount: float
     ) -> ClippedSum:
         """Add one update in place, given as its offset from the centre and that one's norm."""
-        self.note(distance, num_examples)
+        self.distances.append(distance)
+        self.weights.append(num_examples)
         weight = min(num_examples, self.bounds.weight) if self.bounds.weight else 1.0
         self.sum.add(offset, weight * discount, scale=self._scale(distance))
         return self
 
-    def note(self, distance: float, num_examples: float) -> None:
-        """Let an update count in the medians; alone, without adding it up."""
-        self.distances.append(distance)
-        self.weights.append(num_examples)
+    @property
+    def num_updates(self) -> int:
+        """How many were added."""
+        return self.sum.num_updates
 
     def merge(self, other: ClippedSum) -> ClippedSum:
         """Add the other partial aggregate in place."""
@@ -80,17 +81,14 @@ class ClippedSum:
         Raises:
             AggregationError: there is nothing to aggregate.
         """
-        mean, medians = self.sum.mean(), self.medians()
+        mean, medians = self.sum.mean(), _medians(self.distances, self.weights)
         if not self.bounds.distance:
             mean *= np.float32(medians["median_distance"])
         return mean, medians
 
-    def medians(self) -> Memory:
-        """Return what bounds the next round."""
-        distance, weight = (
-            float(np.median(np.frombuffer(values))) for values in (self.distances, self.weights)
-        )
-        return {"median_distance": distance, "median_weight": weight}
+    def with_medians_of(self, other: ClippedSum) -> Memory:
+        """Return the medians of both sums' updates."""
+        return _medians(self.distances + other.distances, self.weights + other.weights)
 
     def _scale(self, distance: float) -> float:
         if distance == 0:
@@ -98,6 +96,13 @@ class ClippedSum:
         if not self.bounds.distance:
             return 1.0 / distance
         return min(1.0, self.bounds.distance / distance)
+
+
+def _medians(distances: array[float], weights: array[float]) -> Memory:
+    return {
+        "median_distance": float(np.median(np.frombuffer(distances))),
+        "median_weight": float(np.median(np.frombuffer(weights))),
+    }
 
 
 def _number(memory: Memory, name: str) -> float:

@@ -15,7 +15,7 @@ from aggregation.cohort import aggregator_names
 from benchmarks.harness import CannotRun, progress
 from benchmarks.jobs import run_jobs, scratch_folder
 from benchmarks.poison_table import EXEMPT, NO_ATTACK, Table, summarize, worst_loss
-from benchmarks.tasks.mnist_writers import MnistWriters
+from benchmarks.tasks.mnist_writers import NUM_TEST_A_ROUND, MnistWriters
 from fedge.config import build
 from fedge.task import Task
 from fedge.tasks.digits import Digits
@@ -137,7 +137,10 @@ def work(run: PoisonRun) -> dict[str, Any]:
     task, num_clients = _task_of(run)
     with scratch_folder() as folder:
         result = simulate(config_of(run, num_clients, folder), task=task)
-    return {"points": 100 * result.accuracy_test, "refused": result.rounds[-1]["refused"]}
+        accuracy = result.accuracy_test
+        if isinstance(task, MnistWriters):
+            accuracy = task.accuracy(folder)
+    return {"points": 100 * accuracy, "refused": result.rounds[-1]["refused"]}
 
 
 def config_of(run: PoisonRun, num_clients: int, folder: Path) -> SimulateConfig:
@@ -169,7 +172,7 @@ def config_of(run: PoisonRun, num_clients: int, folder: Path) -> SimulateConfig:
 
 def _task_of(run: PoisonRun) -> tuple[Task, int]:
     if run.setting == MNIST:
-        mnist = MnistWriters(seed=run.seed)
+        mnist = MnistWriters(seed=run.seed, num_test=NUM_TEST_A_ROUND)
         return mnist, mnist.num_clients
     alpha = DIGITS[run.setting.removesuffix(PRIVATE)]
     return Digits(seed=run.seed, alpha=alpha), NUM_DIGITS_CLIENTS
