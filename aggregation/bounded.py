@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from aggregation.clipping import Bounds, ClippedSum
@@ -15,6 +16,8 @@ from aggregation.contracts import (
 from aggregation.course import COURSE, Course
 from aggregation.mean import RunningSum
 from fedge.params import Layout, Vector
+
+log = logging.getLogger(__name__)
 
 SLACK = 1.5
 """At most so many times the hostile share are set aside: some honest ones may be among them."""
@@ -80,5 +83,11 @@ class BoundedMean:
         if back.num_updates > self._most_set_aside * num_updates:
             mean, memory = ahead.merge(back).finish()
             return mean, {**memory, COURSE: mean.copy()}
+        if back.num_updates:
+            log.info(
+                "%d of %d updates go against the course of the last rounds and are set aside",
+                back.num_updates,
+                num_updates,
+            )
         mean, _ = ahead.finish()
         return mean, {**ahead.with_medians_of(back), COURSE: state.course.after(mean)}

@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from aggregation.columns import Floats, Rows, chunks
+from aggregation.columns import Floats, Indices, Rows, reduce_columns
 from aggregation.contracts import BUFFERED, AggregatorOptions, Memory, RoundContext, UpdateFile
 from aggregation.gram import squared_distances
 from aggregation.krum import rank
@@ -42,13 +41,14 @@ class Bulyan:
         f = num_malicious(self._options, count)
         check_enough("bulyan", count, f, per_malicious=4, more=3)
         selected = select(squared_distances(updates, layout.size), f)
-        mean = np.empty(layout.size, np.float32)
-        for part, rows in chunks(updates, layout.size):
-            mean[part] = mean_around_median(rows[selected], count - 4 * f)
-        return mean, {}
+
+        def reduce(rows: Rows) -> Vector:
+            return mean_around_median(rows, count - 4 * f)
+
+        return reduce_columns(updates, layout.size, reduce, selected), {}
 
 
-def select(distances: Floats, f: int) -> npt.NDArray[np.intp]:
+def select(distances: Floats, f: int) -> Indices:
     """Return the N − 2f updates that Krum picks one after another, each from those left.
 
     Flower takes the N − 2f best of a single scoring instead.

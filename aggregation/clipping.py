@@ -13,6 +13,7 @@ import numpy as np
 
 from aggregation.contracts import Memory
 from aggregation.mean import RunningSum
+from aggregation.norms import SHORTEST_NORM
 from fedge.params import Vector
 
 WEIGHT_FACTOR = 2.0
@@ -91,7 +92,7 @@ class ClippedSum:
         return _medians(self.distances + other.distances, self.weights + other.weights)
 
     def _scale(self, distance: float) -> float:
-        if distance == 0:
+        if distance < SHORTEST_NORM:
             return 1.0
         if not self.bounds.distance:
             return 1.0 / distance

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,38 +15,75 @@ import torch
 from aggregation.contracts import UpdateFile
 from fedge.params import BYTES_PER_PARAMETER, Vector
 
+T = TypeVar("T")
 Rows = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 
 # What fits a core's cache is sorted and multiplied up to three times faster than 16 MiB at a time.
 _CHUNK_BYTES = 2 * 1024 * 1024
 
 
-def chunks(updates: UpdateFile, size: int) -> Iterator[tuple[slice, Rows]]:
-    """Read all coordinates, a few at a time, with their place in the vector.
+def map_chunks(
+    updates: UpdateFile,
+    size: int,
+    work: Callable[[slice, Rows], T],
+    chosen: Indices | None = None,
+) -> Iterator[T]:
+    """Return the results for all chunks in the order of their coordinates, worked on by all cores.
+
+    One chunk a thread: numpy's and torch's own threads share out each call anew, and on a busy
+    machine they wait for each other ten times as long as they work.
 
     Args:
         updates: N of them.
         size: number of coordinates.
-
-    Yields:
-        A slice of coordinates and a copy of it, ``[N, K]``, which may be written to: about 2 MiB,
-        whatever N is.
+        work: takes a slice of coordinates and a copy of it, ``[N, K]``, which it may write to:
+            about 2 MiB, whatever N is.
+        chosen: indices of the only updates to read; None reads all.
     """
-    width = _width(len(updates))
-    for start in range(0, size, width):
-        part = slice(start, min(start + width, size))
-        yield part, updates.columns(part.start, part.stop)
+    width = _width(len(updates) if chosen is None else len(chosen))
+
+    def run(start: int) -> T:
+        stop = min(start + width, size)
+        return work(slice(start, stop), updates.columns(start, stop, chosen))
+
+    num_threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(num_threads) as pool:
+        # Few at a time: results that nobody has taken yet are [N, N] each for the distances.
+        waiting: deque[Future[T]] = deque()
+        for start in range(0, size, width):
+            waiting.append(pool.submit(run, start))
+            if len(waiting) > 2 * num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def reduce_columns(
+    updates: UpdateFile,
+    size: int,
+    reduce: Callable[[Rows], Vector],
+    chosen: Indices | None = None,
+) -> Vector:
+    """Return what a function from ``[N, K]`` to ``[K]`` makes of all coordinates, ``[size]``."""
+    result = np.empty(size, np.float32)
+
+    def work(part: slice, rows: Rows) -> None:
+        result[part] = reduce(rows)
+
+    for _ in map_chunks(updates, size, work, chosen):
+        pass
+    return result
 
 
 def combine(updates: UpdateFile, size: int, coefficients: Floats) -> Vector:
-    """Return the sum of the updates times their coefficients ``[N]``; zero ones are left out."""
+    """Return the sum of the updates times their coefficients ``[N]``; zero ones are not read."""
     chosen = np.flatnonzero(coefficients)
     factors = torch.from_numpy(coefficients[chosen].astype(np.float32))
-    combined = np.empty(size, np.float32)
-    for part, rows in chunks(updates, size):
-        combined[part] = (factors @ torch.from_numpy(rows[chosen])).numpy()
-    return combined
+    return reduce_columns(
+        updates, size, lambda rows: (factors @ torch.from_numpy(rows)).numpy(), chosen
+    )
 
 
 def _width(num_updates: int) -> int:

@@ -138,8 +138,14 @@ class UpdateFile(Protocol):
         """Return N, the number of updates."""
         ...
 
-    def columns(self, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return the coordinates [start, stop) of every update, ``[N, stop - start]``."""
+    def columns(
+        self, start: int, stop: int, chosen: np.ndarray[Any, np.dtype[np.intp]] | None = None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return a copy of the coordinates [start, stop), ``[N, stop - start]``.
+
+        Of all updates, or of those chosen by index in client order. Several threads may read at
+        once.
+        """
         ...
 
 
@@ -204,7 +210,7 @@ class Codec(Protocol[S]):
         ...
 
     def decode(self, payload: bytes, layout: Layout) -> Vector:
-        """Return the delta; sizes are checked before anything is allocated.
+        """Return the delta, not to be written to; sizes are checked before it is allocated.
 
         Raises:
             UpdateRejected: the payload is not one of this codec for this layout.

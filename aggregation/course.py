@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from aggregation.contracts import Memory
-from aggregation.norms import norm_of, tensor_of
+from aggregation.norms import SHORTEST_NORM, norm_of, tensor_of
 from fedge.params import Layout, Vector
 
 COURSE = "course"
@@ -46,7 +46,7 @@ class Course:
         The cosine of a random direction has a standard deviation of 1/√size; an update that is
         mostly noise, as under differential privacy, must not be counted out for that.
         """
-        if self.vector is None or self._norm == 0 or norm == 0:
+        if self.vector is None or min(self._norm, norm) < SHORTEST_NORM:
             return False
         cosine = _dot(delta, self.vector) / (norm * self._norm)
         return cosine < -NUM_SIGMAS / math.sqrt(delta.size)

@@ -10,8 +10,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from aggregation.columns import Floats, chunks, combine
+from aggregation.columns import Floats, Rows, combine, map_chunks
 from aggregation.contracts import BUFFERED, AggregatorOptions, Memory, RoundContext, UpdateFile
+from aggregation.norms import SHORTEST_NORM
 from fedge.errors import AggregationError
 from fedge.params import Layout, Vector
 
@@ -75,11 +76,13 @@ def _unit(context: RoundContext) -> tuple[Vector, float]:
 
 def _inverses(norms: Floats, length: float) -> Floats:
     """Return 1 / norm; 0 for one so short that scaling it up would overflow float32."""
-    return np.divide(1, norms, out=np.zeros_like(norms), where=norms > _MIN_NORM * length)
+    shortest = max(_MIN_NORM * length, SHORTEST_NORM)
+    return np.divide(1, norms, out=np.zeros_like(norms), where=norms > shortest)
 
 
 def _projections(updates: UpdateFile, size: int, direction: Vector) -> Floats:
-    along = np.zeros(len(updates))
-    for part, rows in chunks(updates, size):
-        along += (torch.from_numpy(rows) @ torch.from_numpy(direction[part])).numpy()
-    return along
+    def project(part: slice, rows: Rows) -> Floats:
+        products = torch.from_numpy(rows) @ torch.from_numpy(direction[part])
+        return products.numpy().astype(np.float64)
+
+    return sum(map_chunks(updates, size, project), start=np.zeros(len(updates)))

@@ -22,6 +22,7 @@ MIN_EXAMPLES = 1e-6
 MAX_SUMMABLE_NORM = 1e18
 """Norm that is refused even when any norm is allowed: its square fits a float32, which ends at
 3.4e38, and so does it times 1e6 examples times 1e8 clients."""
+MAX_STEPS = 1e6
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,24 @@ class GateLimits:
         max_norm: L2 norm of the delta; 0 allows any that float32 can sum.
         max_examples: example weight.
         max_staleness: rounds that an update may be late.
-        max_steps: local steps.
+        max_epochs, batch_size: what clients were asked to train; they bound the steps that an
+            update with so many examples may say it took. 0 epochs bound nothing.
+        needs_steps: whether the aggregator divides by local steps, so that a stock client, which
+            does not report them, cannot take part.
     """
 
     max_norm: float = 0.0
     max_examples: float = 1e6
     max_staleness: int = 0
-    max_steps: float = 1e6
+    max_epochs: int = 0
+    batch_size: int = 1
+    needs_steps: bool = False
+
+    def most_steps(self, num_examples: float) -> float:
+        """Return the steps of all epochs over so many examples; one more an epoch for rounding."""
+        if self.max_epochs == 0:
+            return MAX_STEPS
+        return float(self.max_epochs * (math.ceil(num_examples / self.batch_size) + 1))
 
 
 class UpdateGate:
@@ -55,6 +67,11 @@ class UpdateGate:
         self._round = -1
         self._parents: dict[int, str] = {}
         self._admitted: set[int] = set()
+
+    @property
+    def needs_steps(self) -> bool:
+        """Tell whether an update must say how many local steps it took."""
+        return self._limits.needs_steps
 
     def open_round(self, round: int, parent: str) -> None:
         """Begin a round: forget who was admitted in the last one, and what is too old."""
@@ -94,7 +111,7 @@ class UpdateGate:
             self._check_claims(client, round, parent, layout_digest)
             delta = self._layout.check(delta)
             weight = _within("examples", num_examples, MIN_EXAMPLES, self._limits.max_examples)
-            steps = _within("steps", num_steps, 1.0, self._limits.max_steps)
+            steps = _within("steps", num_steps, 1.0, self._limits.most_steps(weight))
             norm = self._check_values(delta)
         except UpdateRejected as error:
             opened = round if self._round < 0 else self._round

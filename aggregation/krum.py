@@ -8,9 +8,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from aggregation.columns import Floats, combine
+from aggregation.columns import Floats, Indices, combine
 from aggregation.contracts import BUFFERED, AggregatorOptions, Memory, RoundContext, UpdateFile
 from aggregation.gram import squared_distances
 from aggregation.malicious import check_enough, num_malicious
@@ -72,7 +71,7 @@ class MultiKrum:
         return combine(updates, layout.size, coefficients / coefficients.sum()), {}
 
 
-def rank(distances: Floats, f: int) -> npt.NDArray[np.intp]:
+def rank(distances: Floats, f: int) -> Indices:
     """Return the updates' indices by Krum score, the best first, ``[N]``.
 
     The score is the sum of squared distances to the N − f − 2 nearest others (at least one). With

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from aggregation.columns import Rows, chunks
+from aggregation.columns import Rows, reduce_columns
 from aggregation.contracts import BUFFERED, AggregatorOptions, Memory, RoundContext, UpdateFile
 from fedge.errors import AggregationError
 from fedge.params import Layout, Vector
@@ -37,13 +37,14 @@ class CoordinateMedian:
         """Return the median delta; nothing is remembered."""
         if len(updates) == 0:
             raise AggregationError("there is no update to take the median of")
-        median = np.empty(layout.size, np.float32)
-        for part, rows in chunks(updates, layout.size):
-            # Five times faster than numpy's median; a sorting network of np.minimum and
-            # np.maximum, selection and torch's sort are all slower than this sort.
-            rows.sort(axis=0)
-            median[part] = middle(rows)
-        return median, {}
+        return reduce_columns(updates, layout.size, _median), {}
+
+
+def _median(rows: Rows) -> Vector:
+    # Five times faster than numpy's median; a sorting network of np.minimum and np.maximum,
+    # selection and torch's sort are all slower than this sort.
+    rows.sort(axis=0)
+    return middle(rows)
 
 
 def middle(rows: Rows) -> Vector:

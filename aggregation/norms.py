@@ -13,6 +13,9 @@ from fedge.params import Vector
 # Long enough to run at memory speed, short enough that a float32 sum of squares stays exact to
 # 1e-6: one sum over 11 M values was off by 4e-4.
 _ROW = 1 << 13
+SHORTEST_NORM = 1e-15
+"""Far below it, squares vanish in float32 and a norm comes out up to thousands of times too short:
+to divide by it would blow the update up."""
 
 
 def tensor_of(vector: Vector) -> torch.Tensor:

@@ -85,15 +85,24 @@ class SpilledUpdates:
             raise self._cannot("write", error) from error
         self._rows.append(_Row(update.client, update.weight, update.discount, update.norm))
 
-    def columns(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Return a copy of the coordinates [start, stop) of every update, ``[N, stop - start]``."""
+    def columns(
+        self, start: int, stop: int, chosen: npt.NDArray[np.intp] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return a copy of the coordinates [start, stop), ``[N, stop - start]``.
+
+        Of all updates, or of those chosen by index in client order. Several threads may read at
+        once: where two of them map the file, one map is dropped again.
+        """
+        order = np.asarray(self._order(), np.intp)
+        if chosen is not None:
+            order = order[chosen]
         if len(self) == 0 or self._layout.size == 0:
-            return np.zeros((len(self), self._layout.size), np.float32)[:, start:stop]
+            return np.zeros((len(order), self._layout.size), np.float32)[:, start:stop]
         if self._map is None:
             length = len(self) * self._layout.size_bytes
             self._map = mmap.mmap(self._file.fileno(), length, access=mmap.ACCESS_READ)
         rows = np.frombuffer(self._map, np.float32).reshape(len(self), self._layout.size)
-        return rows[self._order(), start:stop]
+        return rows[order, start:stop]
 
     def close(self) -> None:
         """Give the disk space back; closing twice is fine."""

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
-
-from aggregation.columns import chunks
+from aggregation.columns import Rows, reduce_columns
 from aggregation.contracts import BUFFERED, AggregatorOptions, Memory, RoundContext, UpdateFile
 from aggregation.malicious import num_malicious
 from fedge.errors import AggregationError
@@ -40,8 +38,10 @@ class TrimmedMean:
         if count == 0:
             raise AggregationError("there is no update to take the trimmed mean of")
         cut = num_malicious(self._options, count)
-        mean = np.empty(layout.size, np.float32)
-        for part, rows in chunks(updates, layout.size):
+
+        def mean_inside(rows: Rows) -> Vector:
             rows.sort(axis=0)
-            mean[part] = rows[cut : count - cut].mean(axis=0)
-        return mean, {}
+            mean: Vector = rows[cut : count - cut].mean(axis=0)
+            return mean
+
+        return reduce_columns(updates, layout.size, mean_inside), {}

@@ -14,7 +14,8 @@ from fedge.params import Layout, Vector
 
 SIZES = {"1M": 1_000_000, "25M": 25_000_000}
 QUICK_SIZES = {"100k": 100_000}
-INT8, TOPK5, TOPK1 = "int8", "topk:0.05+f16", "topk:0.01+int8+signs:0.5"
+INT8, TOPK5, TOPK1 = "int8", "topk:0.05+int8+signs:0.5", "topk:0.01+int8+signs:0.5"
+TOPK5_PLAIN, TOPK1_PLAIN = "topk:0.05+f16", "topk:0.01+f16"
 SPECS = (
     "raw",
     "f16",
@@ -27,10 +28,10 @@ SPECS = (
     "rotate+eden:2",
     "rotate+eden:4",
     "signs:0.5",
-    TOPK5,
+    TOPK5_PLAIN,
     "topk:0.05+int8",
-    "topk:0.05+int8+signs:0.5",
-    "topk:0.01+f16",
+    TOPK5,
+    TOPK1_PLAIN,
     "topk:0.01+int8",
     TOPK1,
     "randomk:0.05+f16",
@@ -51,15 +52,15 @@ def measure(*, quick: bool) -> dict[str, Any]:
             f"deltas of {' and '.join(sizes)} parameters (Student t, 3 degrees of freedom, in "
             "tensors of 65,536 whose scales are log-normal with sigma 1, seed 0); medians of "
             f"{NUM_RUNS} runs; only matrix products use more than one thread; int8_ratio is of "
-            f"{INT8}, topk5_ratio of {TOPK5} with error feedback, topk1_ratio of {TOPK1} (the "
-            "largest 1 % by int8 and half a bit a parameter for the rest), topk1_plain_ratio of "
-            "topk:0.01+f16 with error "
-            "feedback; distortion is the energy lost of the first delta"
+            f"{INT8}, topk5_ratio of {TOPK5} and topk1_ratio of {TOPK1} (the largest by int8 and "
+            f"half a bit a parameter for the rest), the plain ones of {TOPK5_PLAIN} and "
+            f"{TOPK1_PLAIN} with error feedback; distortion is the energy lost of the first delta"
         ),
         "int8_ratio": ratio(INT8),
         "topk5_ratio": ratio(TOPK5),
         "topk1_ratio": ratio(TOPK1),
-        "topk1_plain_ratio": ratio("topk:0.01+f16"),
+        "topk5_plain_ratio": ratio(TOPK5_PLAIN),
+        "topk1_plain_ratio": ratio(TOPK1_PLAIN),
         "codecs": codecs,
     }
 

@@ -17,11 +17,12 @@ from simulation.settings import SimulateConfig
 BASELINE = "raw"
 CODECS = {
     "int8": "int8",
-    "topk5": "topk:0.05+f16",
+    "topk5": "topk:0.05+int8+signs:0.5",
+    "topk5_plain": "topk:0.05+f16",
     "topk1": "topk:0.01+int8+signs:0.5",
     "topk1_plain": "topk:0.01+f16",
 }
-SEEDS = range(3)
+SEEDS = range(2)
 NUM_ROUNDS = 30
 COHORT_SIZE = 50
 QUICK_ROUNDS, QUICK_COHORT = 1, 4

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from flwr.app import RecordDict
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import select_multikrum
 from threadpoolctl import threadpool_limits
@@ -21,12 +22,15 @@ from aggregation.methods import BUFFERED
 from aggregation.spill import SpilledUpdates
 from benchmarks.harness import progress
 from fedge.params import Layout, Vector
+from fedge.records import to_array_record
 
 # PyTorch's MNIST example: 1,199,882 parameters.
 SHAPES = ((32, 1, 3, 3), (32,), (64, 32, 3, 3), (64,), (128, 9216), (128,), (10, 128), (10,))
 NUM_UPDATES = 100
 NUM_RUNS = 5
 MALICIOUS_FRACTION = 0.2
+NAMES = ("median", "trimmed", "krum")
+SOURCES = ("", "_from_records")
 Arrays = list[np.ndarray[Any, np.dtype[np.float32]]]
 
 
@@ -45,7 +49,7 @@ class _Record:
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
-    torch.set_num_threads(1)  # as fedge-server does
+    torch.set_num_threads(1)  # as fedge-server does: columns are shared out among cores instead
     num_updates, runs = (10, 1) if quick else (NUM_UPDATES, NUM_RUNS)
     names = tuple(f"tensor{index}" for index in range(len(SHAPES)))
     layout = Layout(names, SHAPES)
@@ -56,58 +60,69 @@ def measure(*, quick: bool) -> dict[str, Any]:
         with contextlib.closing(spilled):
             for client, delta in enumerate(deltas):
                 spilled.append(ClientUpdate(client, delta, 1.0, float(np.linalg.norm(delta))))
-            records = [_Record(list(layout.views(delta).values())) for delta in deltas]
-            seconds, difference = _interleaved(_methods(spilled, layout, records), runs)
+            methods = _ours(spilled, layout)
+            arrays = [_Record(list(layout.views(delta).values())) for delta in deltas]
+            methods |= _peers(arrays, "")
+            records = [RecordDict({"arrays": to_array_record(layout, delta)}) for delta in deltas]
+            methods |= _peers(records, "_from_records")
+            seconds, difference = _interleaved(methods, runs)
     return {
         "setup": (
             f"{num_updates} updates of {layout.size} float32 parameters in {len(SHAPES)} tensors, "
             f"seed 0, {MALICIOUS_FRACTION:.0%} assumed malicious; ours: the registered classes on "
-            "the memory-mapped spill file (page cache warm), one thread; peer: flwr's numpy "
-            "expressions and functions on arrays already converted from records (conversion "
-            "left out in the peer's favour), the faster of all BLAS threads and one; medians of "
+            "the memory-mapped spill file (page cache warm), all cores; peer: flwr's numpy "
+            "expressions and functions on arrays that are there already (from_records: with their "
+            "conversion from records, which flwr does after the last reply and fedge as each "
+            "arrives), Krum by the faster of all BLAS threads and one; medians of "
             f"{runs} interleaved runs"
         ),
         **{
-            f"ratio_to_peer_{name}": _peer(seconds, name) / seconds[f"ours_{name}"]
-            for name in ("median", "trimmed", "krum")
+            f"ratio_to_peer_{name}{source}": _peer(seconds, name, source) / seconds[f"ours_{name}"]
+            for source in SOURCES
+            for name in NAMES
         },
         **{f"{name}_s": value for name, value in seconds.items()},
         "largest_difference": difference,
     }
 
 
-def _methods(
-    spilled: SpilledUpdates, layout: Layout, records: list[_Record]
-) -> dict[str, Callable[[], Vector]]:
-    """Return what is timed, by name: ours and the peer's three, and Krum with one BLAS thread."""
+def _ours(spilled: SpilledUpdates, layout: Layout) -> dict[str, Callable[[], Vector]]:
     options = AggregatorOptions(malicious_fraction=MALICIOUS_FRACTION)
 
-    def ours(name: str) -> Vector:
+    def finish(name: str) -> Vector:
         return BUFFERED[name](options).finish(spilled, layout, RoundContext(1))[0]
 
-    def peer(combine: Callable[[Any], Any]) -> Vector:
+    return {
+        "ours_median": lambda: finish("median"),
+        "ours_trimmed": lambda: finish("trimmed-mean"),
+        "ours_krum": lambda: finish("krum"),
+    }
+
+
+def _peers(records: Any, source: str) -> dict[str, Callable[[], Vector]]:
+    """Return Flower's three, and Krum again with one BLAS thread."""
+
+    def by_tensor(combine: Callable[[Any], Any]) -> Vector:
         # One tensor after another, as FedMedian and FedTrimmedAvg do.
-        tensors = zip(*(record.arrays for record in records), strict=True)
+        tensors = zip(*(record["arrays"].to_numpy_ndarrays() for record in records), strict=True)
         return _flat([combine(np.stack(tensor)) for tensor in tensors])
 
-    def peer_krum() -> Vector:
-        contents: Any = records
+    def krum() -> Vector:
         num_malicious = int(MALICIOUS_FRACTION * len(records))
-        chosen: Any = select_multikrum(contents, num_malicious, 1)[0]
-        return _flat(chosen.arrays)
+        chosen: Any = select_multikrum(records, num_malicious, 1)[0]
+        return _flat(chosen["arrays"].to_numpy_ndarrays())
 
-    def peer_krum_one_thread() -> Vector:
+    def krum_one_thread() -> Vector:
         with threadpool_limits(1):
-            return peer_krum()
+            return krum()
 
     return {
-        "ours_median": lambda: ours("median"),
-        "peer_median": lambda: peer(lambda rows: np.median(rows, axis=0)),
-        "ours_trimmed": lambda: ours("trimmed-mean"),
-        "peer_trimmed": lambda: peer(lambda rows: trim_mean(rows, MALICIOUS_FRACTION)),
-        "ours_krum": lambda: ours("krum"),
-        "peer_krum": peer_krum,
-        "peer_krum_one_thread": peer_krum_one_thread,
+        f"peer_median{source}": lambda: by_tensor(lambda rows: np.median(rows, axis=0)),
+        f"peer_trimmed{source}": lambda: by_tensor(
+            lambda rows: trim_mean(rows, MALICIOUS_FRACTION)
+        ),
+        f"peer_krum{source}": krum,
+        f"peer_krum_one_thread{source}": krum_one_thread,
     }
 
 
@@ -115,8 +130,9 @@ def _flat(arrays: Arrays) -> Vector:
     return np.concatenate([array.ravel() for array in arrays])
 
 
-def _peer(seconds: dict[str, float], name: str) -> float:
-    return min(value for key, value in seconds.items() if key.startswith(f"peer_{name}"))
+def _peer(seconds: dict[str, float], name: str, source: str) -> float:
+    one_thread = seconds.get(f"peer_{name}_one_thread{source}", np.inf)
+    return min(seconds[f"peer_{name}{source}"], one_thread)
 
 
 def _interleaved(
@@ -131,7 +147,7 @@ def _interleaved(
             begin = time.perf_counter()
             results[name] = method()
             seconds[name].append(time.perf_counter() - begin)
-        for name in ("median", "trimmed", "krum"):
+        for name in NAMES:
             apart = np.abs(results[f"ours_{name}"] - results[f"peer_{name}"]).max()
             difference = max(difference, float(apart))
         progress(

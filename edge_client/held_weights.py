@@ -47,6 +47,11 @@ class HeldWeights:
         if held is None:
             return Refusal(STALE_BASE, "this device holds no version of this run")
         digest, weights = held
+        size = request.layout.size
+        if weights.size != size:  # nothing may be planned or spent on weights that do not fit
+            return Refusal(
+                STALE_BASE, f"this device holds {weights.size} parameters, not the {size} asked for"
+            )
         if digest == request.downlink.parent:
             return request.with_weights(weights)
         if digest != request.downlink.base:
@@ -61,10 +66,6 @@ class HeldWeights:
 def _follow(request: DeltaRequest, base: Vector) -> WeightsRequest | Refusal:
     """Add the payloads to the base, in order, and check where that leads."""
     downlink, layout = request.downlink, request.layout
-    if base.size != layout.size:
-        return Refusal(
-            STALE_BASE, f"this device holds {base.size} parameters, not the {layout.size} asked for"
-        )
     try:
         codec = make_codec(downlink.codec)
         weights = base.copy()

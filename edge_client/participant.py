@@ -161,7 +161,11 @@ class Participant:
         )
         if number is not None:
             self._ledger.settle(number)
-        encoded, memory = encode_round(memory, codec, request, trained, self._rng())
+        public = trained
+        if proposal.plan is not None:
+            # How many steps were taken before a stop depends on time, and so on the data.
+            public = replace(trained, num_steps=proposal.plan.num_steps)
+        encoded, memory = encode_round(memory, codec, request, public, self._rng())
         update = EncodedUpdate(
             round=request.round,
             parent=key.parent,
@@ -170,7 +174,7 @@ class Participant:
             payload=encoded.payload,
             num_examples=proposal.num_examples,
             epsilon=None if proposal.plan is None else proposal.epsilon_after,
-            num_steps=float(trained.num_steps),
+            num_steps=float(public.num_steps),
             distortion=encoded.distortion,
         )
         self._replies.put(key, update, memory.to_memory())

@@ -15,9 +15,8 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from flwr.app import Message
@@ -46,6 +45,8 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    inflate_object_from_contents,
     pull_and_inflate_object_from_tree,
     pull_objects,
     push_objects,
@@ -69,6 +70,7 @@ from fedge.heartbeat import Heartbeat
 from fedge.superlink_errors import (
     Refused,
     RunNotRunning,
+    explain_not_activated,
     explain_unauthorized,
     explain_unreachable,
 )
@@ -94,9 +96,20 @@ def set_task_identity(run_id: int, node_id: int) -> None:
 
 
 def quicken_grid() -> None:
-    """Let this ServerApp's grid look again for a reply's missing parts soon, not after a second."""
-    quick = partial(pull_objects, initial_backoff=OBJECT_RETRY_S)
-    http_grid.pull_objects = quick  # type: ignore[attr-defined]
+    """Let this ServerApp's grid look again for a reply's missing parts soon, not after a second.
+
+    A reply that cannot be read becomes an error of its own; Flower drops its whole batch.
+    """
+
+    def pull(object_ids: list[str], pull_object_fn: Any) -> dict[str, bytes]:
+        found = pull_objects(object_ids, pull_object_fn, initial_backoff=OBJECT_RETRY_S)
+        try:  # the message is the last object, behind its parts
+            inflate_object_from_contents(object_ids[-1], found, keep_object_contents=True)
+        except Exception as error:  # of hostile bytes: whatever Flower's parsers raise
+            raise ObjectPullError(object_ids[-1], f"cannot be read: {error!r:.200}") from error
+        return found
+
+    http_grid.pull_objects = pull  # type: ignore[attr-defined, assignment]
 
 
 def assign_message_id(message: Message, message_id: str) -> None:
@@ -381,13 +394,7 @@ def _map_status(error: httpx.HTTPStatusError, address: str, doing: str) -> Trans
     if code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
         return RunNotRunning(f"{where}: the run has ended")
     if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
-        return Refused(
-            f"{where}: refused (code {code}). Either this node was killed less than a minute ago "
-            "and is still thought to be online, which passes by itself, or the SuperLink has node "
-            "authentication on and does not know this key: register state_dir/node.key.pub there "
-            "with `flwr supernode register`",
-            code=code,
-        )
+        return Refused(f"{where}: {explain_not_activated(code)}", code=code)
     said = f"{flower.message} (code {code})" if flower is not None else f"HTTP {status}"
     hint = "" if status < 500 else "; the error is on the server, its log says more"
     return Refused(f"{where}: {said}{hint}", code=code)

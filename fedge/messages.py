@@ -34,6 +34,9 @@ from fedge.requests import WeightsRequest as WeightsRequest
 from fedge.requests import decode_request as decode_request
 from fedge.requests import encode_request as encode_request
 
+_MAX_DISTORTION = 1e9
+"""More than any codec makes; a sum of such claims cannot overflow."""
+
 
 @dataclass(frozen=True)
 class EncodedUpdate:
@@ -209,7 +212,7 @@ def _num_steps(record: ConfigRecord) -> float:
 
 def _distortion(record: ConfigRecord) -> float:
     value = _finite(record, "distortion")
-    return 0.0 if value is None or value < 0 else value
+    return 0.0 if value is None or value < 0 else min(value, _MAX_DISTORTION)
 
 
 def _finite(record: ConfigRecord, name: str) -> float | None:

@@ -56,3 +56,13 @@ def explain_unreachable(error: Exception, address: str, doing: str) -> str:
     else:
         hint = "check that it is running and that node.superlink is its address"
     return f"SuperLink {address} cannot be reached, {doing} ({text}): {hint}"
+
+
+def explain_not_activated(code: int) -> str:
+    """Say why a SuperLink refuses to take a node online."""
+    return (
+        f"refused (code {code}). Either this node was killed less than a minute ago and is still "
+        "thought to be online, which passes by itself, or the SuperLink has node authentication "
+        "on and does not know this key: register state_dir/node.key.pub there with `flwr "
+        "supernode register`"
+    )

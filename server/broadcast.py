@@ -79,6 +79,7 @@ class Broadcast:
             self._steps.clear()
         self._steps.append(_Step(base, encoded.payload))
         self._set(last + self._codec.decode(encoded.payload, self._layout))
+        self._drop_useless()
 
     def remember(self, memory: dict[str, Any]) -> dict[str, Any]:
         """Return the memory to checkpoint: with what devices hold now where that matters."""
@@ -101,11 +102,19 @@ class Broadcast:
 
     def note_holds(self, node: int, parent: str) -> None:
         """Remember that a node said it keeps a version."""
-        self._held[node] = parent
+        if self.is_lossy:
+            self._held[node] = parent
 
     def forget(self, node: int) -> None:
         """A node lost what it held: it gets whole weights."""
         self._held.pop(node, None)
+
+    def _drop_useless(self) -> None:
+        """Forget steps whose way is no shorter than whole weights, and whom they led from."""
+        while sum(len(step.payload) for step in self._steps) >= max(1, self._layout.size_bytes):
+            self._steps.popleft()
+        useful = {self.parent, *(step.base for step in self._steps)}
+        self._held = {node: held for node, held in self._held.items() if held in useful}
 
     def _set(self, vector: Vector) -> None:
         self.weights = vector

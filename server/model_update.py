@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -125,12 +124,13 @@ def _aggregator_options(config: ServerConfig) -> AggregatorOptions:
 
 def _gate_limits(config: ServerConfig) -> GateLimits:
     chosen, train = config.aggregation, config.train
-    most_batches = math.ceil(chosen.max_examples / train.batch_size)
     return GateLimits(
         max_norm=chosen.max_norm,
         max_examples=chosen.max_examples,
         max_staleness=chosen.max_staleness,
-        max_steps=train.local_epochs * most_batches,
+        max_epochs=train.local_epochs,
+        batch_size=train.batch_size,
+        needs_steps=chosen.aggregator in ("fednova", "scaffold"),
     )
 
 

@@ -61,6 +61,7 @@ class Exchange:
         self._num_late = 0
         self._late: deque[Message] | None = deque() if keeps_late else None
         self._late_poll_at = 0.0
+        self._yields_late = False
 
     @property
     def busy(self) -> frozenset[int]:
@@ -86,7 +87,10 @@ class Exchange:
         self.refused.clear()
         self._batch = []
         asked = list(messages)
-        self._drop_late_of({message.metadata.dst_node_id for message in asked})
+        asks_for_updates = any(_asks_for_update(message) for message in asked)
+        if asks_for_updates:
+            self._drop_late_of({message.metadata.dst_node_id for message in asked})
+        self._yields_late = asks_for_updates  # an evaluation has no use for updates
         return self.send_more(asked, ends_at)
 
     def send_more(self, messages: Iterable[Message], ends_at: float) -> list[int]:
@@ -109,12 +113,13 @@ class Exchange:
     def replies(self, ends_at: float) -> Generator[Message]:
         """Yield the batch's replies as they come, until all have come or the deadline has.
 
-        Late updates of earlier batches come in between where they are kept.
+        Late updates of earlier batches come in between where they are kept and the batch asks
+        for updates.
         """
         ready: deque[tuple[Sent, Message]] = deque()
         try:
             while True:
-                while self._late:
+                while self._late and self._yields_late:
                     yield self._late.popleft()
                 for chunk in _chunks(self._open_batch()):
                     ready.extend(self._pull(chunk))
@@ -140,6 +145,8 @@ class Exchange:
         self._late_poll_at = now + LATE_POLL_INTERVAL_S
         batch = set(self._batch)
         for chunk in _chunks([key for key in self._outstanding if key not in batch]):
+            if len(self._late or ()) >= MESSAGES_PER_CALL:
+                break  # the next round takes these first: memory holds one call's worth
             self._note_late(self._pull(chunk))
         for key, sent in list(self._outstanding.items()):
             if now >= sent.expires_at and key not in batch:
@@ -228,6 +235,10 @@ def _push(grid: Grid, messages: list[Message]) -> list[str | None] | None:
 
 def _pull(grid: Grid, message_ids: list[str]) -> list[Message]:
     return list(grid.pull_messages(message_ids))
+
+
+def _asks_for_update(message: Message) -> bool:
+    return message.metadata.message_type == MessageType.TRAIN
 
 
 def _is_update(sent: Sent, message: Message) -> bool:

@@ -112,6 +112,7 @@ class RoundIntake:
         self.exhausted: set[int] = set()
         self.cost = UplinkCost(layout)
         self.lost_base: list[int] = []
+        self._sent_whole: set[int] = set()
         self._round = round
         self._layout = layout
         self._broadcast = broadcast
@@ -159,6 +160,8 @@ class RoundIntake:
         if isinstance(reply, FullWeights):
             return self._admit_weights(node, reply, message.metadata.group_id)
         self._note_epsilon(node, reply)
+        if reply.holds_parent and reply.parent == self._broadcast.parent:
+            self._broadcast.note_holds(node, reply.parent)
         delta = decode_payload(reply.codec, reply.payload, self._layout, self._allowed)
         update = self._gate.admit(
             node,
@@ -170,8 +173,6 @@ class RoundIntake:
             num_steps=reply.num_steps,
         )
         self.cost.add(reply)
-        if reply.holds_parent:
-            self._broadcast.note_holds(node, reply.parent)
         return update
 
     def _admit_weights(self, node: int, reply: FullWeights, group: str) -> ClientUpdate:
@@ -179,6 +180,8 @@ class RoundIntake:
         # binds it to both.
         if group != str(self._round):
             raise UpdateRejected("round", expected=self._round, got=f"{group:.20}")
+        if self._gate.needs_steps:
+            raise UpdateRejected("steps", expected="a number of local steps", got="whole weights")
         delta = reply.weights
         delta -= self._broadcast.weights
         return self._gate.admit(
@@ -191,7 +194,9 @@ class RoundIntake:
         )
 
     def _note_refusal(self, node: int, refusal: Refusal) -> None:
-        if refusal.reason == LOST_BASE:
+        # Once a node: else one that always asks for more gets the model again and again.
+        if refusal.reason == LOST_BASE and node not in self._sent_whole:
+            self._sent_whole.add(node)
             self._broadcast.forget(node)
             self.lost_base.append(node)
             log.info("node %d lost the version it held; it gets whole weights", node)

@@ -344,8 +344,11 @@ class HybridStrategy(Strategy):
         if not intake.lost_base or self._link is None:
             return
         nodes, intake.lost_base = intake.lost_base, []
+        # A late refusal must not bring a node into a round that it was not drawn for.
         messages = [
-            self._open().whole(node, MessageType.TRAIN, self._train_ttl_s) for node in nodes
+            self._open().whole(node, MessageType.TRAIN, self._train_ttl_s)
+            for node in nodes
+            if node in self._cohort.nodes
         ]
         self._link[1].send_more(messages, self._ends_at)
 

@@ -28,13 +28,13 @@ class ClientReplies:
     def __init__(self, folder: Path, client: int, *, last_committed: int) -> None:
         self._folder = folder
         self._client = client
-        content = b""
+        self._kept: list[Path] = []  # newest first
         for round, path in self._files():
             if round > last_committed:
                 path.unlink()
-            elif not content:
-                content = path.read_bytes()
-        self._last = MemoryReplyStore(content)
+            else:
+                self._kept.append(path)
+        self._last = MemoryReplyStore(self._kept[0].read_bytes() if self._kept else b"")
 
     def get(self, key: RoundKey) -> EncodedUpdate | None:
         """Return the last reply if it answers this round."""
@@ -47,13 +47,15 @@ class ClientReplies:
     def put(self, key: RoundKey, update: EncodedUpdate, state: Memory) -> None:
         """Keep a reply and a memory in place of the last ones."""
         self._last.put(key, update, state)
-        if not state:
-            return
+        if not state and not self._kept:
+            return  # nothing to remember, and nothing on disk that would come back instead
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{self._client}-{key.round}.reply"
         write_atomically(path, encode_stored_reply(key, update, state))
-        for _, old in self._files()[_KEPT_ROUNDS:]:
+        self._kept = [path, *(old for old in self._kept if old != path)]
+        for old in self._kept[_KEPT_ROUNDS:]:
             old.unlink()
+        del self._kept[_KEPT_ROUNDS:]
 
     def _files(self) -> list[tuple[int, Path]]:
         """Return (round, path), newest first."""

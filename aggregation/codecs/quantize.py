@@ -41,9 +41,10 @@ class StochasticGrid:
         # Added to the noise first, so that what is floored is positive: a cast does it.
         steps += np.float32(self._zero)
         steps += _uniform(rows.shape, rng)
+        # Rounding may lift a row's largest value above its level. Limited before the cast: of 8
+        # bits the next level is 256, whose byte is 0, the largest value turned around.
+        np.clip(steps, 1, 2 * self.largest + 1, out=steps)
         codes = steps.astype(np.uint8)
-        # Rounding of the product may lift a row's largest value above its level.
-        np.clip(codes, 1, 2 * self.largest + 1, out=codes)
         return codes, scales.astype(np.float32, copy=False)
 
     def levels(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

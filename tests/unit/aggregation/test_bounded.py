@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from aggregation.contracts import (
     RoundContext,
     StreamingAggregator,
 )
+from aggregation.norms import norm_of
 from fedge.errors import AggregationError
-from fedge.params import Vector
+from fedge.params import Layout, Vector
 from tests.unit.aggregation.helpers import (
     LAYOUT,
     OPTIONS,
@@ -57,7 +59,8 @@ def oracle(updates: list[ClientUpdate], memory: Memory, centre: Wide) -> Wide:
         if bound:
             factor = min(1.0, bound / distance) if distance else 1.0
         else:
-            factor = float(np.median(distances)) / distance if distance else 1.0
+            # So short an update is no direction: float32 has lost its norm.
+            factor = float(np.median(distances)) / distance if distance > 1e-15 else 0.0
         scaled.append(offset * factor)
         cap = 2 * memory.get("median_weight", 0.0)
         weights.append((min(update.num_examples, cap) if cap else 1.0) * update.discount)
@@ -161,3 +164,21 @@ def test_a_damaged_memory_counts_as_none(method: Any) -> None:
 def test_an_aggregate_of_nothing_is_an_error(method: Any) -> None:
     with pytest.raises(AggregationError, match="no update"):
         run(method(OPTIONS), [], {})
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("rest", "one", "size"), [(2.6e-23, 4e-23, 50_000), (0.0, 1e-40, 8193)])
+def test_an_update_whose_norm_underflows_gains_nothing_in_the_first_round(
+    method: Any, rest: float, one: float, size: int
+) -> None:
+    layout = Layout(("weight",), ((size,),))
+    tiny = np.full(size, rest, np.float32)
+    tiny[-1] = one
+    deltas = [tiny, *np.random.default_rng(0).standard_normal((4, size), np.float32)]
+    aggregator = method(OPTIONS)
+    state = aggregator.init(layout, RoundContext(1))
+    for client, delta in enumerate(deltas):
+        state = aggregator.add(state, ClientUpdate(client, delta, 1.0, norm_of(delta)))
+    mean, _ = aggregator.finish(state)
+    # Four of five updates count, all of one length and with nothing in common.
+    assert np.linalg.norm(mean) == pytest.approx(2 / 5 * math.sqrt(size), rel=0.05)

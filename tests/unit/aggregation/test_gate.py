@@ -134,6 +134,14 @@ def test_the_example_weight_may_reach_its_limit() -> None:
         admit(gate, num_examples=100.001, client=8)
 
 
+def test_steps_are_bounded_by_what_the_claimed_examples_allow() -> None:
+    gate = open_gate(GateLimits(max_epochs=2, batch_size=16))
+    assert admit(gate, num_examples=60, num_steps=8).num_steps == 8.0
+    with pytest.raises(UpdateRejected, match="expected 1 to 10, got 11") as caught:
+        admit(gate, num_examples=60, num_steps=11, client=8)
+    assert caught.value.reason == "steps"
+
+
 def test_numpy_scalars_are_numbers() -> None:
     gate = open_gate()
     assert admit(gate, num_examples=np.float32(2.5)).num_examples == 2.5

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,20 @@ def test_an_update_may_be_appended_after_reading(spilled: SpilledUpdates) -> Non
     spilled.append(client_update(1, np.full(6, 99, np.float32), 1.0))
     assert spilled.columns(5, 6).shape == (4, 1)
     assert spilled.columns(5, 6)[0, 0] == 99
+
+
+def test_only_the_chosen_rows_are_read_if_any_are_chosen(spilled: SpilledUpdates) -> None:
+    fill(spilled)
+    whole = spilled.columns(0, 6)
+    np.testing.assert_array_equal(spilled.columns(1, 4, np.array([2, 0])), whole[[2, 0], 1:4])
+    assert spilled.columns(1, 4, np.array([], np.intp)).shape == (0, 3)
+
+
+def test_several_threads_read_at_once(spilled: SpilledUpdates) -> None:
+    fill(spilled)
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda start: spilled.columns(start, start + 1), range(6)))
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), spilled.columns(0, 6))
 
 
 def test_no_update_is_no_row(spilled: SpilledUpdates) -> None:

@@ -38,8 +38,9 @@ class MemoryUpdates:
     def __len__(self) -> int:
         return len(self.deltas)
 
-    def columns(self, start: int, stop: int) -> Rows:
-        return self.deltas[:, start:stop].copy()
+    def columns(self, start: int, stop: int, chosen: npt.NDArray[np.intp] | None = None) -> Rows:
+        rows = self.deltas if chosen is None else self.deltas[chosen]
+        return rows[:, start:stop].copy()
 
 
 def layout_of(size: int) -> Layout:

@@ -129,3 +129,10 @@ def test_only_the_last_version_of_the_last_runs_is_held() -> None:
         held.keep(full(run_name=f"run-{index}"), vector_digest(BASE))
     assert not held.holds("run", vector_digest(newer))
     assert all(held.holds(f"run-{index}", vector_digest(BASE)) for index in range(MAX_RUNS))
+
+
+def test_what_is_held_in_another_size_is_not_used_even_where_it_is_the_parent() -> None:
+    digest = vector_digest(BASE)
+    larger = Layout(("w",), ((5,),))
+    detail = refused(holding(), delta_request(Downlink(digest, digest, "raw", ()), larger))
+    assert "holds 4 parameters" in detail

@@ -9,7 +9,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import flwr.app
+import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+from flwr.superlink.grid import http_grid
 
 from fedge import heartbeat
 from fedge.errors import ConfigError, TransportError
@@ -17,6 +22,7 @@ from fedge.flower_internals import (
     TESTED_VERSION,
     NodeConnection,
     NodeIdentity,
+    quicken_grid,
     set_task_identity,
 )
 from fedge.heartbeat import Heartbeat
@@ -235,3 +241,25 @@ def test_heartbeat_survives_outages_and_errors_and_ends_when_the_node_is_forgott
     while beat.failure is None and time.monotonic() < deadline:
         time.sleep(0.001)
     assert beat.failure == "unknown node"
+
+
+def pulled_by_the_grid(monkeypatch: pytest.MonkeyPatch, contents: dict[str, bytes]) -> object:
+    """Let the ServerApp's grid pull objects whose bytes are these, the message last."""
+    monkeypatch.setattr(http_grid, "pull_objects", None)
+    quicken_grid()
+    pull: Any = vars(http_grid)["pull_objects"]
+    return pull(list(contents), contents.__getitem__)
+
+
+def test_a_reply_that_cannot_be_read_is_an_error_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for content in (b"", b"Message 0 5\x00junk!", b"Nonsense 0 4\x00junk", b"\xff" * 40):
+        with pytest.raises(ObjectPullError, match="cannot be read"):
+            pulled_by_the_grid(monkeypatch, {"a" * 64: content})
+
+
+def test_a_reply_that_can_be_read_is_pulled_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = ArrayRecord({"w": Array(np.arange(3, dtype=np.float32))})
+    contents = {name: o.deflate() for name, o in get_all_nested_objects(record).items()}
+    assert pulled_by_the_grid(monkeypatch, contents) == contents

@@ -126,3 +126,16 @@ def test_a_codec_that_cannot_work_is_refused_with_its_key(key: str, spec: str) -
     with pytest.raises(ConfigError) as caught:
         build(ServerConfig, {"aggregation": {key: spec}})
     assert caught.value.key == f"aggregation.{key}"
+
+
+def test_steps_and_nodes_that_no_delta_helps_are_forgotten() -> None:
+    broadcast = Broadcast("int8", LAYOUT, seed=0)
+    memory: dict[str, Any] = {}
+    for round, weights in enumerate(walk(10), start=1):
+        broadcast.advance(weights, memory, round)
+        memory = broadcast.remember({})
+        broadcast.note_holds(round, broadcast.parent)
+    assert len(broadcast._steps) == 3  # int8 takes a little more than a quarter
+    assert sorted(broadcast._held) == [7, 8, 9, 10]
+    assert broadcast.downlink(7) is not None
+    assert broadcast.downlink(6) is None

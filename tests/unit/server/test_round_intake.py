@@ -113,3 +113,39 @@ def test_a_stock_clients_late_weights_are_refused(intake: RoundIntake, update: M
     with update.open_aggregate(1, {}, num_clients=1) as aggregate:
         intake.take(Message(full_weights(Asked(message)), reply_to=message), aggregate)
     assert intake.refused == {"round": 1}
+
+
+def test_claims_of_distortion_that_no_sum_can_hold_do_not_break_the_round(
+    intake: RoundIntake, update: ModelUpdate
+) -> None:
+    with update.open_aggregate(1, {}, num_clients=2) as aggregate:
+        for node in (4, 5):
+            message = ask(node)
+            reply = update_of(Asked(message), distortion=1.7e308)
+            intake.take(Message(reply, reply_to=message), aggregate)
+    assert intake.num_accepted == 2
+    assert intake.cost.summary()["uplink_distortion"] == 1e9
+
+
+def test_a_node_that_always_lost_its_base_gets_whole_weights_once(
+    intake: RoundIntake, update: ModelUpdate
+) -> None:
+    with update.open_aggregate(1, {}, num_clients=1) as aggregate:
+        for _ in range(3):
+            message = ask(4)
+            reply = encode_refusal(Refusal("stale-base", "lost"))
+            intake.take(Message(reply, reply_to=message), aggregate)
+    assert intake.lost_base == [4]
+    assert intake.refused == {"stale-base": 2}
+
+
+def test_a_stock_client_cannot_take_part_where_steps_count(
+    intake: RoundIntake, update: ModelUpdate
+) -> None:
+    gate = UpdateGate(STATE.layout, GateLimits(needs_steps=True))
+    gate.open_round(1, "")
+    intake._gate = gate
+    message = ask(4)
+    with update.open_aggregate(1, {}, num_clients=1) as aggregate:
+        intake.take(Message(full_weights(Asked(message)), reply_to=message), aggregate)
+    assert intake.refused == {"steps": 1}

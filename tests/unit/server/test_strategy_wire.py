@@ -38,6 +38,34 @@ def test_a_late_update_counts_less_where_staleness_is_allowed(
     np.testing.assert_allclose(summary.weights - before, expected, rtol=1e-4)
 
 
+def test_an_evaluation_between_rounds_takes_no_late_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(round_exchange, "LATE_POLL_INTERVAL_S", 0.0)
+    grid = FakeGrid({1: honest, 2: honest, 3: silent})
+    looked_for: set[int] = set()
+
+    def hold(asked: Asked) -> bool:
+        # Node 2 answers round 1 while node 1 evaluates round 2, which takes it a moment.
+        if asked.is_train:
+            return asked.node == 2 and asked.round == 1 and 2 not in looked_for
+        is_new = asked.round not in looked_for
+        looked_for.add(asked.round)
+        return is_new
+
+    grid.hold = hold
+    rounds = {"num_rounds": 3, "deadline_s": 0.5, "quorum": 0.3}
+    config = configure(
+        tmp_path,
+        rounds,
+        aggregation={"max_staleness": 2},
+        evaluate={"every_rounds": 1, "deadline_s": 0.5},
+    )
+    summary = run(grid, config)
+    assert [line["num_stale"] for line in summary.rounds] == [0, 0, 0, 1]
+    assert [line["num_late"] for line in summary.rounds] == [0, 0, 0, 1]
+
+
 def test_a_device_that_is_asked_anew_counts_with_its_fresh_update_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,3 +162,22 @@ def test_a_resumed_run_goes_on_from_what_devices_hold(tmp_path: Path) -> None:
         configure(tmp_path / "b", {"num_rounds": 4}, aggregation=aggregation),
     )
     assert resumed.weights.tobytes() == straight.weights.tobytes()
+
+
+def test_a_device_that_never_takes_what_it_gets_is_asked_twice_a_round(tmp_path: Path) -> None:
+    holder = Holder()
+
+    def greedy(asked: Asked) -> RecordDict:
+        answer = holder(asked)
+        if asked.message.metadata.group_id == "1":
+            return answer
+        return encode_refusal(Refusal("stale-base", "more"))
+
+    config = configure(
+        tmp_path, {"num_rounds": 2, "deadline_s": 5.0}, aggregation={"downlink_codec": "bf16"}
+    )
+    started = time.monotonic()
+    summary = run(FakeGrid({1: greedy}), config)
+    assert time.monotonic() - started < 4.0
+    assert holder.got == ["whole", "delta", "whole"]
+    assert summary.rounds[2]["refused"] == {"stale-base": 1}

@@ -124,3 +124,12 @@ def test_a_client_that_was_cut_off_goes_on_as_if_it_had_not_been(
     assert [cut.update(first, round) for round in (1, 2, 3)] == expected[:3]
     resumed = cut.client(last_committed=2)  # round 3 was answered and never committed
     assert [cut.update(resumed, round) for round in (3, 4)] == expected[2:]
+
+
+def test_what_was_given_up_does_not_come_back_from_an_older_round(tmp_path: Path) -> None:
+    first = opened(tmp_path, 0)
+    first.put(key_of(1), update_of(1), state_of(1))
+    first.put(key_of(2), update_of(2), {})
+    assert remembered(first) is None
+    assert remembered(opened(tmp_path, 2)) is None
+    assert remembered(opened(tmp_path, 1)) == 1.0

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +34,22 @@ def test_no_value_is_off_by_more_than_a_step(width: int, delta: Vector, seed: in
     error = np.abs(decoded.astype(np.float64) - delta)
     assert state == {}
     assert (error <= max(step * (1 + 2**-13), 2.0**-100)).all()
+
+
+class LargestDraws:
+    """A generator that always draws the largest number: one value in 65,536 meets it."""
+
+    def integers(self, low: int, high: int, *, size: int, **_: object) -> npt.NDArray[np.uint64]:
+        return np.full(size, high, np.uint64)
+
+
+@WIDTHS
+def test_the_largest_value_is_not_turned_around_by_the_largest_draw(width: int) -> None:
+    rows = np.array([[1.0, 0.5, -1.0], [0.3, 0.1, -0.2]], np.float32)
+    grid, draws = StochasticGrid(width), cast(np.random.Generator, LargestDraws())
+    codes, scales = grid.quantize(rows, draws)
+    error = np.abs(grid.levels(codes) * scales[:, np.newaxis] - rows)
+    assert (error <= scales[:, np.newaxis] * (1 + 2**-13)).all()
 
 
 @WIDTHS
