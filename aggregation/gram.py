@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
+from threadpoolctl import threadpool_limits
 
 from aggregation.columns import Floats, Rows, map_chunks
 from aggregation.contracts import UpdateFile
@@ -45,21 +45,20 @@ def squared_distances(updates: UpdateFile, size: int) -> Floats:
     def product(_: slice, rows: Rows) -> Floats:
         rows[longest] *= scales
         rows -= rows[centre].copy()
-        return _product(torch.from_numpy(rows))
+        return _product(rows)
 
-    gram = sum(map_chunks(updates, size, product), start=np.zeros((len(norms), len(norms))))
+    with threadpool_limits(1, "blas"):  # the chunks are shared out among the cores already
+        gram = sum(map_chunks(updates, size, product), start=np.zeros((len(norms), len(norms))))
     squares = gram.diagonal()
-    distances = np.maximum(squares[:, None] + squares - gram - gram.T, 0)
+    distances = np.maximum(squares[:, None] + squares - (gram + gram.T), 0)
     np.fill_diagonal(distances, 0)
     return distances
 
 
-def _product(rows: torch.Tensor) -> Floats:
+def _product(rows: Rows) -> Floats:
     """Return the products of all pairs of ``[N, K]`` rows, ``[N, N]``."""
-    half = len(rows) // 2
     gram = np.zeros((len(rows), len(rows)))
-    for block in torch.split(rows, _BLOCK, dim=1):
-        gram[:half, :half] += (block[:half] @ block[:half].T).numpy()
-        gram[half:] += (block[half:] @ block.T).numpy()
-    gram[:half, half:] = gram[half:, :half].T  # the quarter that need not be multiplied again
+    for start in range(0, rows.shape[1], _BLOCK):
+        block = rows[:, start : start + _BLOCK]
+        gram += block @ block.T  # numpy sees the symmetry and multiplies half
     return gram

@@ -89,8 +89,8 @@ def _setup(*, quick: bool) -> str:
     num_rounds = QUICK_ROUNDS if quick else NUM_ROUNDS
     attack = AttackConfig()
     return (
-        f"{MALICIOUS_FRACTION:.0%} malicious clients. Digits: {NUM_DIGITS_CLIENTS} clients, IID and "
-        f"Dirichlet 0.3, {num_rounds} rounds, {_say(DIGITS_TRAIN)}, seeds "
+        f"{MALICIOUS_FRACTION:.0%} malicious clients. Digits: {NUM_DIGITS_CLIENTS} clients, IID "
+        f"and Dirichlet 0.3, {num_rounds} rounds, {_say(DIGITS_TRAIN)}, seeds "
         f"{list(DIGITS_SEEDS[:1] if quick else DIGITS_SEEDS)}; with -dp under local DP, epsilon "
         f"{EPSILON:g}, delta 1e-5, malicious clients too, seeds {list(PRIVATE_SEEDS)}. MNIST by "
         f"writer: 515 clients, {MNIST_COHORT} a round, {MNIST_ROUNDS} rounds, {_say(MNIST_TRAIN)}, "
