@@ -61,5 +61,5 @@ class Course:
 
 def _dot(left: Vector, right: Vector) -> float:
     # Rows short enough for a core's cache, long enough that calling does not cost.
-    a, b = tensor_of(left).split(_ROW), tensor_of(right).split(_ROW)
+    a, b = torch.split(tensor_of(left), _ROW), torch.split(tensor_of(right), _ROW)
     return float(sum(torch.dot(x, y).item() for x, y in zip(a, b, strict=True)))
