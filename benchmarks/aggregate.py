@@ -76,7 +76,8 @@ def _setup(layout: Layout, num_updates: int, runs: int) -> str:
         "weights; peer: flwr's aggregate_arrayrecords on those; limit: one norm pass and one "
         "fused multiply-add pass over plain arrays, no records, no checks. "
         f"{torch.get_num_threads()} threads, medians of {runs} interleaved runs; peak memory "
-        "beyond the received updates, in models, in a process of its own"
+        "beyond the received updates, in models, in a process of its own (default: no update is "
+        "set aside, and the course it remembers is there before)"
     )
 
 
