@@ -10,6 +10,7 @@ from benchmarks import poison
 from benchmarks.poison import (
     DEFAULT,
     DIGITS,
+    PRIVATE_SEEDS,
     PoisonRun,
     compared,
     config_of,
@@ -28,8 +29,8 @@ def test_every_method_meets_every_attack_on_five_seeds() -> None:
         for method in compared():
             for attack in ["none", *attack_names()]:
                 assert counts[setting, method, attack] == 5
-        assert counts[f"{setting}-dp", DEFAULT, "scale"] == 5
-        assert counts[f"{setting}-dp", poison.BASELINE, "none"] == 5
+        assert counts[f"{setting}-dp", DEFAULT, "scale"] == len(PRIVATE_SEEDS)
+        assert counts[f"{setting}-dp", poison.BASELINE, "none"] == len(PRIVATE_SEEDS)
 
 
 def test_every_run_can_be_configured(tmp_path: Path) -> None:
