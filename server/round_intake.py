@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 from collections import Counter
 
 from flwr.app import Error, Message
@@ -18,6 +17,7 @@ from fedge.messages import EncodedUpdate, FullWeights, Refusal, decode_reply
 from fedge.params import Layout
 from server.broadcast import Broadcast
 from server.events import EventLog
+from server.uplink_cost import UplinkCost
 
 log = logging.getLogger(__name__)
 
@@ -31,32 +31,6 @@ _CLIENT_ERROR = "client-error"
 def error_reason(error: Error) -> str:
     """Return the key that a Flower error is counted by."""
     return _ERROR_REASONS.get(error.code, _CLIENT_ERROR)
-
-
-class UplinkCost:
-    """What the encoding of a round's updates cost: bits on the wire, and distortion.
-
-    The distortion is what devices say of it; nothing depends on it.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self._size = max(1, layout.size)
-        self._bits: list[float] = []
-        self._distortions: list[float] = []
-
-    def add(self, update: EncodedUpdate) -> None:
-        """Note one update."""
-        self._bits.append(8 * len(update.payload) / self._size)
-        self._distortions.append(update.distortion)
-
-    def summary(self) -> dict[str, float | None]:
-        """Return mean bits a parameter and mean distortion; None without an update."""
-        if not self._bits:
-            return {"uplink_bits": None, "uplink_distortion": None}
-        return {
-            "uplink_bits": statistics.fmean(self._bits),
-            "uplink_distortion": statistics.fmean(self._distortions),
-        }
 
 
 class ClientErrors:
