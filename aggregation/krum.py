@@ -35,10 +35,9 @@ class Krum:
         context: RoundContext,  # noqa: ARG002
     ) -> tuple[Vector, Memory]:
         """Return the chosen delta; nothing is remembered."""
-        f = num_malicious(self._options, len(updates))
-        check_enough("krum", len(updates), f, per_malicious=2, more=3)
+        _, ranked = _ranked("krum", self._options, updates, layout)
         coefficients = np.zeros(len(updates))
-        coefficients[rank(squared_distances(updates, layout.size), f)[0]] = 1.0
+        coefficients[ranked[0]] = 1.0
         return combine(updates, layout.size, coefficients), {}
 
 
@@ -62,13 +61,20 @@ class MultiKrum:
         context: RoundContext,  # noqa: ARG002
     ) -> tuple[Vector, Memory]:
         """Return the mean of the chosen deltas; nothing is remembered."""
-        count = len(updates)
-        f = num_malicious(self._options, count)
-        check_enough("multi-krum", count, f, per_malicious=2, more=3)
-        chosen = rank(squared_distances(updates, layout.size), f)[: count - f - 2]
-        coefficients = np.zeros(count)
+        f, ranked = _ranked("multi-krum", self._options, updates, layout)
+        chosen = ranked[: len(updates) - f - 2]
+        coefficients = np.zeros(len(updates))
         coefficients[chosen] = updates.discounts[chosen]
         return combine(updates, layout.size, coefficients / coefficients.sum()), {}
+
+
+def _ranked(
+    name: str, options: AggregatorOptions, updates: UpdateFile, layout: Layout
+) -> tuple[int, Indices]:
+    """Return f and the updates' indices by score; refuse a round with too few for f."""
+    f = num_malicious(options, len(updates))
+    check_enough(name, len(updates), f, per_malicious=2, more=3)
+    return f, rank(squared_distances(updates, layout.size), f)
 
 
 def rank(distances: Floats, f: int) -> Indices:
