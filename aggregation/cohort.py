@@ -17,6 +17,7 @@ from aggregation.contracts import (
     StreamingAggregator,
 )
 from aggregation.methods import BUFFERED, STREAMING
+from aggregation.partial import PartialAggregate
 from aggregation.spill import SpilledUpdates
 from fedge.closing import Closing
 from fedge.errors import AggregationError, ConfigError
@@ -65,6 +66,16 @@ class RoundAggregate(Closing):
         self._intake.add(update)
         self._num_updates += 1
 
+    def merge(self, partial: PartialAggregate) -> None:
+        """Add what a `ShardAggregate` of the same method, options and round added up.
+
+        Raises:
+            AggregationError: it cannot be kept (disk full).
+        """
+        if partial.num_updates:
+            self._intake.merge(partial)
+            self._num_updates += partial.num_updates
+
     def finish(self, reference: Vector | None = None) -> tuple[Vector, Memory]:
         """Return the aggregate delta and the memory for the next round.
 
@@ -104,6 +115,8 @@ def needs_reference(name: str) -> bool:
 class _Intake(Protocol):
     def add(self, update: ClientUpdate) -> None: ...
 
+    def merge(self, partial: PartialAggregate) -> None: ...
+
     def finish(self, reference: Vector | None) -> tuple[Vector, Memory]: ...
 
     def close(self) -> None: ...
@@ -120,6 +133,9 @@ class _StreamingIntake:
 
     def add(self, update: ClientUpdate) -> None:
         self._state = self._method.add(self._state, update)
+
+    def merge(self, partial: PartialAggregate) -> None:
+        self._state = self._method.merge(self._state, partial.state)
 
     def finish(self, reference: Vector | None) -> tuple[Vector, Memory]:  # noqa: ARG002
         return self._method.finish(self._state)
@@ -141,6 +157,10 @@ class _BufferedIntake:
 
     def add(self, update: ClientUpdate) -> None:
         self._updates.append(update)
+
+    def merge(self, partial: PartialAggregate) -> None:
+        for update in partial.updates:
+            self._updates.append(update)
 
     def finish(self, reference: Vector | None) -> tuple[Vector, Memory]:
         context = replace(self._context, reference=reference)

@@ -11,14 +11,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from aggregation.codecs import make_codec
+from aggregation.contracts import Codec
 from edge_client.held_weights import HeldWeights
 from edge_client.ledger import TRAIN, Ledger
 from edge_client.replies import ReplyStore
-from edge_client.round_memory import encode_round, recall
+from edge_client.round_memory import RoundMemory, encode_round, recall
 from edge_client.scaffold import correction_for
 from edge_client.worker import Ask, Proposal, Trained, Worker
 from fedge.errors import BudgetExhausted, ConfigError, PrivacyError, TaskError
@@ -30,6 +32,7 @@ from fedge.messages import (
     RoundKey,
     WeightsRequest,
 )
+from fedge.params import Vector
 from fedge.settings import PrivacyConfig
 
 # ε of many small spends and of one large spend differ in the last digits of a float.
@@ -53,6 +56,24 @@ class TrainedRound:
     num_steps: int
     epsilon: float | None
     finished_at: float
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """A round that was planned and reserved, and is to be trained.
+
+    Attributes:
+        correction: SCAFFOLD's server control less this device's; None is zero.
+        reservation: the ledger's number for it; None without DP.
+    """
+
+    request: WeightsRequest
+    key: RoundKey
+    codec: Codec[Any]
+    proposal: Proposal
+    memory: RoundMemory
+    correction: Vector | None
+    reservation: int | None
 
 
 class Participant:
@@ -136,39 +157,43 @@ class Participant:
         holds = self._held is not None and self._held.holds(key.run_name, key.parent)
         return replace(update, holds_parent=holds)
 
-    def _answer(self, request: WeightsRequest, key: RoundKey) -> EncodedUpdate | Refusal:
-        try:
-            answer = self._train(request, key)
-        except TaskError as error:
-            return Refusal("task", str(error))
-        except BudgetExhausted as error:
-            return Refusal("budget", str(error))
-        return answer if isinstance(answer, Refusal) else self._with_hint(answer, key)
+    def begin(self, request: WeightsRequest, key: RoundKey) -> Begun | Refusal:
+        """Plan a round and reserve what it will cost; nothing is trained yet.
 
-    def _train(self, request: WeightsRequest, key: RoundKey) -> EncodedUpdate | Refusal:
+        Args:
+            request: what is asked.
+            key: of the request, which takes a while to compute twice.
+        """
         try:
             codec = make_codec(request.codec)
         except ConfigError as error:
             return Refusal("codec", str(error))
-        proposal = self._propose(request)
-        if proposal.num_examples < 1:
-            return Refusal("no-data", "this device has no labelled samples to train on yet")
-        memory = recall(self._replies.state(request.run_name), request)
-        correction = correction_for(request, memory.control)
-        number = self._reserve(key, proposal)
-        trained = self._worker.train(
-            request.layout.digest, request.weights, request.hyper, proposal.plan, correction
-        )
-        if number is not None:
-            self._ledger.settle(number)
+        try:
+            proposal = self._propose(request)
+            if proposal.num_examples < 1:
+                return Refusal("no-data", "this device has no labelled samples to train on yet")
+            memory = recall(self._replies.state(request.run_name), request)
+            correction = correction_for(request, memory.control)
+            number = self._reserve(key, proposal)
+        except TaskError as error:
+            return Refusal("task", str(error))
+        except BudgetExhausted as error:
+            return Refusal("budget", str(error))
+        return Begun(request, key, codec, proposal, memory, correction, number)
+
+    def finish(self, begun: Begun, trained: Trained) -> EncodedUpdate:
+        """Settle, encode and keep the reply of a round that was trained."""
+        request, proposal = begun.request, begun.proposal
+        if begun.reservation is not None:
+            self._ledger.settle(begun.reservation)
         public = trained
         if proposal.plan is not None:
             # How many steps were taken before a stop depends on time, and so on the data.
             public = replace(trained, num_steps=proposal.plan.num_steps)
-        encoded, memory = encode_round(memory, codec, request, public, self._rng())
+        encoded, memory = encode_round(begun.memory, begun.codec, request, public, self._rng())
         update = EncodedUpdate(
             round=request.round,
-            parent=key.parent,
+            parent=begun.key.parent,
             layout_digest=request.layout.digest,
             codec=request.codec,
             payload=encoded.payload,
@@ -177,9 +202,25 @@ class Participant:
             num_steps=float(public.num_steps),
             distortion=encoded.distortion,
         )
-        self._replies.put(key, update, memory.to_memory())
+        self._replies.put(begun.key, update, memory.to_memory())
         self._note(request, trained, update.epsilon)
         return update
+
+    def _answer(self, request: WeightsRequest, key: RoundKey) -> EncodedUpdate | Refusal:
+        begun = self.begin(request, key)
+        if isinstance(begun, Refusal):
+            return begun
+        try:
+            trained = self._worker.train(
+                request.layout.digest,
+                request.weights,
+                request.hyper,
+                begun.proposal.plan,
+                begun.correction,
+            )
+        except TaskError as error:
+            return Refusal("task", str(error))
+        return self._with_hint(self.finish(begun, trained), key)
 
     def _propose(self, request: WeightsRequest) -> Proposal:
         fixed = self._ledger.noise_multiplier(request.run_name) if self._privacy.enabled else None

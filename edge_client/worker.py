@@ -109,6 +109,29 @@ class Worker(Protocol):
         ...
 
 
+def propose_round(ask: Ask, num_examples: int) -> Proposal:
+    """Return what a round on so many examples would do and cost.
+
+    Raises:
+        BudgetExhausted: no noise makes the planned rounds fit the budget.
+    """
+    if num_examples < 1:
+        return Proposal(0.0)
+    if not ask.privacy.enabled:
+        return Proposal(public_count(ask.privacy, num_examples))
+    noise_multiplier = ask.noise_multiplier or choose_noise(
+        ask.privacy, ask.hyper, num_examples, num_rounds=ask.num_rounds_left, spent=ask.spent
+    )
+    plan = plan_round(ask.privacy, ask.hyper, num_examples, noise_multiplier=noise_multiplier)
+    delta = ask.privacy.delta
+    return Proposal(
+        num_examples=plan.num_examples,
+        plan=plan,
+        epsilon_before=epsilon(ask.spent, delta),
+        epsilon_after=epsilon([*ask.spent, plan.spend], delta),
+    )
+
+
 class InProcessWorker:
     """Works in this process.
 
@@ -144,21 +167,7 @@ class InProcessWorker:
         self._check(ask.layout_digest)
         with _kept_home(ask.privacy.enabled):
             num_examples = len(self._examples("train"))
-        if num_examples < 1:
-            return Proposal(0.0)
-        if not ask.privacy.enabled:
-            return Proposal(public_count(ask.privacy, num_examples))
-        noise_multiplier = ask.noise_multiplier or choose_noise(
-            ask.privacy, ask.hyper, num_examples, num_rounds=ask.num_rounds_left, spent=ask.spent
-        )
-        plan = plan_round(ask.privacy, ask.hyper, num_examples, noise_multiplier=noise_multiplier)
-        delta = ask.privacy.delta
-        return Proposal(
-            num_examples=plan.num_examples,
-            plan=plan,
-            epsilon_before=epsilon(ask.spent, delta),
-            epsilon_after=epsilon([*ask.spent, plan.spend], delta),
-        )
+        return propose_round(ask, num_examples)
 
     def train(
         self,

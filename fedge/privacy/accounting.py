@@ -66,12 +66,7 @@ def epsilon(spends: Sequence[Spend], delta: float) -> float:
     """
     if not 0 < delta < 1:
         raise PrivacyError(f"delta {delta} must be in (0, 1)")
-    if not spends:
-        return 0.0
-    total = np.zeros(len(_ORDERS))
-    for spend in spends:
-        total += spend.num_steps * _step_rdp(spend.noise_multiplier, spend.sampling_rate)
-    return _to_epsilon(total, delta)
+    return _composed(tuple(spends), delta) if spends else 0.0
 
 
 def calibrate(
@@ -100,7 +95,18 @@ def calibrate(
     """
     if num_rounds < 1:
         raise PrivacyError(f"cannot plan {num_rounds} rounds: at least 1")
+    return _calibrated(sampling_rate, num_steps, num_rounds, epsilon, delta, tuple(spent))
 
+
+@lru_cache(maxsize=1024)
+def _calibrated(
+    sampling_rate: float,
+    num_steps: int,
+    num_rounds: int,
+    epsilon: float,
+    delta: float,
+    spent: tuple[Spend, ...],
+) -> float:
     def planned(noise_multiplier: float) -> float:
         plan = Spend(noise_multiplier, sampling_rate, num_steps * num_rounds)
         return _epsilon_of([*spent, plan], delta)
@@ -132,6 +138,15 @@ def _least(planned: Callable[[float], float], budget: float, low: float, high: f
     while planned(noise_multiplier) > budget:
         noise_multiplier *= 1 + _NOISE_PRECISION / 4
     return noise_multiplier
+
+
+@lru_cache(maxsize=4096)
+def _composed(spends: tuple[Spend, ...], delta: float) -> float:
+    """Return ε of these spends; clients of a simulation that trained alike share the answer."""
+    total = np.zeros(len(_ORDERS))
+    for spend in spends:
+        total += spend.num_steps * _step_rdp(spend.noise_multiplier, spend.sampling_rate)
+    return _to_epsilon(total, delta)
 
 
 # `calibrate` has an argument of that name.
