@@ -13,7 +13,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from fedge.errors import ConfigError
 
 C = TypeVar("C")
 _LIMITS = "fedge.limits"
+_IS_PATH = "fedge.is-path"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ def limited(
     """Return a dataclass field whose value is bounded; without default it must be given."""
     limits = Limits(ge, gt, le, lt, tuple(choices))
     return dataclasses.field(default=default, metadata={_LIMITS: limits})
+
+
+def path_or_name(default: str, *, is_path: Callable[[str], bool]) -> Any:
+    """Return a text field that may hold a path; `load` makes it absolute where it does."""
+    return dataclasses.field(default=default, metadata={_IS_PATH: is_path})
 
 
 def load(cls: type[C], path: Path | None, overrides: Iterable[str] = ()) -> C:
@@ -196,10 +202,12 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _rebase(cls: type[Any], tree: dict[str, Any], base: Path) -> dict[str, Any]:
     """Make the relative paths of a tree absolute; leave what `build` will refuse as it is."""
     hints = typing.get_type_hints(cls)
+    named = {field.name: field.metadata.get(_IS_PATH) for field in dataclasses.fields(cls)}
     moved = dict(tree)
     for key, value in tree.items():
         hint = _without_none(hints.get(key))
-        if hint is Path and isinstance(value, str) and value:
+        is_path = named.get(key) or (bool if hint is Path else None)
+        if is_path is not None and isinstance(value, str) and is_path(value):
             moved[key] = str(base / Path(value).expanduser())
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, dict):
             moved[key] = _rebase(hint, value, base)
