@@ -132,11 +132,20 @@ def flower_participant(context: Context) -> Participant:
     )
 
 
-def split_client_data(task: Task, client: int, num_clients: int, split: Split) -> Examples:
-    """Return a stable split of a client's examples: about a tenth is held out."""
+def split_client_data(
+    task: Task,
+    client: int,
+    num_clients: int,
+    split: Split,
+    *,
+    holdout_fraction: float = HOLDOUT_FRACTION,
+) -> Examples:
+    """Return a stable split of a client's examples: about this share is held out."""
     examples = task.client_data(client, num_clients)
+    if holdout_fraction == 0 and split == "train":
+        return examples
     draws = stream(0, "client-holdout", client=client).random(len(examples))
-    held_out = draws < HOLDOUT_FRACTION
+    held_out = draws < holdout_fraction
     return examples.subset(np.flatnonzero(held_out if split == "holdout" else ~held_out))
 
 

@@ -14,6 +14,9 @@ from fedge.errors import ConfigError
 CLIENT_TERMS = ("none", "fedprox", "scaffold")
 """Names that `fedge.training.terms` registers; they stand here for those without torch."""
 
+OPTIMIZERS = ("sgd", "adam")
+"""Names that `fedge.training.sgd.make_optimizer` takes."""
+
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -30,10 +33,12 @@ class Hyperparameters:
     """How a client trains in one round; the server sends them with the weights.
 
     Attributes:
+        momentum: of ``sgd``.
         clip_norm: per-example L2 clipping norm of DP-SGD; unused without DP.
         weight_decay: this times the weights is added to each gradient.
         client_term: what else is added to each gradient against client drift.
         proximal_mu: strength of the pull to the global model; used by ``fedprox``.
+        optimizer: ``sgd``, or ``adam`` with betas 0.9 and 0.999; its state starts anew each round.
     """
 
     learning_rate: float = limited(1.0, gt=0)
@@ -44,6 +49,16 @@ class Hyperparameters:
     weight_decay: float = limited(0.0, ge=0)
     client_term: str = limited("none", choices=CLIENT_TERMS)
     proximal_mu: float = limited(0.01, ge=0)
+    optimizer: str = limited("sgd", choices=OPTIMIZERS)
+
+    def __post_init__(self) -> None:
+        """Refuse a momentum that would not be used."""
+        if self.optimizer != "sgd" and self.momentum > 0:
+            raise ConfigError(
+                f"{self.optimizer!r} has its own, so {self.momentum:g} would do nothing: set it "
+                'to 0, or take optimizer = "sgd"',
+                key="momentum",
+            )
 
     @property
     def digest(self) -> str:

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,16 @@ class Checkpoint:
     def digest(self) -> str:
         """SHA-256 (hex) of the weights: the model version's name."""
         return vector_digest(self.weights)
+
+    def known_only(self, nodes: set[int]) -> Checkpoint:
+        """Return the state without what was noted of nodes that are gone.
+
+        A SuperLink that was started again gives each device a new id; under the old one its ε
+        would be listed twice. The device's own ledger is the account, and tells it with the next
+        update.
+        """
+        epsilon = {node: value for node, value in self.epsilon.items() if node in nodes}
+        return replace(self, epsilon=epsilon, exhausted=self.exhausted & nodes)
 
 
 class CheckpointStore:

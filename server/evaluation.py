@@ -64,6 +64,10 @@ class FederatedEvaluation:
         except UpdateRejected as error:
             self.refused[error.reason] += 1
             return
+        self.add(evaluation)
+
+    def add(self, evaluation: Evaluation | Refusal) -> None:
+        """Add what a device measured, or count why not."""
         if isinstance(evaluation, Refusal):
             self.refused[evaluation.reason[:40]] += 1
         elif not 0 < evaluation.num_examples <= self._max_examples:
@@ -95,7 +99,16 @@ class FederatedEvaluation:
             "num_examples": sum(each.num_examples for each in self._evaluations),
             "refused": dict(self.refused),
             **self.metrics(),
+            "accuracy_deciles": self._deciles(),
         }
+
+    def _deciles(self) -> list[float] | None:
+        """Return the least, every tenth and the largest accuracy of the devices."""
+        accuracies = [e.metrics["accuracy"] for e in self._evaluations if "accuracy" in e.metrics]
+        if not accuracies:
+            return None
+        deciles: list[float] = np.quantile(accuracies, np.linspace(0, 1, 11)).tolist()
+        return deciles
 
     def _mean(self, name: str) -> float:
         those = [each for each in self._evaluations if name in each.metrics]

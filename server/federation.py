@@ -65,6 +65,7 @@ def run_federation(
     task: Task | None = None,
     refiner: Refiner | None = None,
     draws: Callable[[int], Draws] | None = None,
+    on_commit: Callable[[dict[str, Any]], None] | None = None,
 ) -> RunSummary:
     """Run a federation to its last round, resuming it where its run folder has a checkpoint.
 
@@ -75,6 +76,7 @@ def run_federation(
         refiner: cloud trainer, closed by the caller; None makes the configured one.
         draws: where central noise comes from, by round, if it is to repeat (simulation); None is
             the operating system's entropy.
+        on_commit: told each round's line of metrics.
 
     Raises:
         FedgeError: the run cannot go on; started again, it resumes after the last round.
@@ -85,7 +87,7 @@ def run_federation(
         task = task or load_task(config.task.name, **config.task.options)
         own = make_refiner(config, task) if refiner is None else None
         try:
-            summary = _run(grid, config, task, refiner or own, events, draws)
+            summary = _run(grid, config, task, refiner or own, events, draws, on_commit)
         finally:
             if own is not None:
                 own.close()
@@ -100,12 +102,13 @@ def _run(
     refiner: Refiner | None,
     events: EventLog,
     draws: Callable[[int], Draws] | None,
+    on_commit: Callable[[dict[str, Any]], None] | None,
 ) -> RunSummary:
     trainer = LocalTrainer(task)
     data = task.cloud_data()
     metrics = MetricsLog(config.run_dir)
     store = CheckpointStore(config.run_dir / "checkpoints")
-    commit = RoundCommit(store, metrics, events, CentralEvaluation(trainer, data))
+    commit = RoundCommit(store, metrics, events, CentralEvaluation(trainer, data), on_commit)
     update = ModelUpdate(config, trainer.layout, draws)
     refine = None if refiner is None else _refine_step(config, trainer, data.gate, refiner)
     found = store.latest()

@@ -47,7 +47,9 @@ class ModelUpdate:
         self._layout = layout
         self._spill_dir = config.run_dir / "spill"
         self._optimizer = OPTIMIZERS[self._config.server_optimizer](_optimizer_options(config))
-        self.gate = UpdateGate(layout, _gate_limits(config))
+        self.aggregator = self._config.aggregator
+        self.limits = _gate_limits(config)
+        self.gate = UpdateGate(layout, self.limits)
         self.open_aggregate(0, {}, 1).close()  # an unknown name is refused now, not in round 1
 
     def open_aggregate(
@@ -60,14 +62,19 @@ class ModelUpdate:
             memory: of the last checkpoint.
             num_clients: devices there are, where the configuration does not say.
         """
+        options, context = self.method(round, memory, num_clients)
+        options = replace(options, draws=None if self._draws is None else self._draws(round))
+        return RoundAggregate(self.aggregator, options, self._layout, context, self._spill_dir)
+
+    def method(
+        self, round: int, memory: dict[str, object], num_clients: int
+    ) -> tuple[AggregatorOptions, RoundContext]:
+        """Return what the aggregator is made with, but for its source of noise."""
         options = replace(
             _aggregator_options(self._server),
             num_clients=self._config.num_clients or num_clients,
-            draws=None if self._draws is None else self._draws(round),
         )
-        context = RoundContext(round, memory=self.memory_of(memory))
-        name = self._config.aggregator
-        return RoundAggregate(name, options, self._layout, context, self._spill_dir)
+        return options, RoundContext(round, memory=self.memory_of(memory))
 
     def memory_of(self, memory: dict[str, Any]) -> dict[str, Any]:
         """Return what the aggregator itself remembers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ class TrainingReport:
         cost: what the encoding of updates cost, by metric.
         refused: replies that were not added, and messages not sent, by reason.
         applied: False where too few updates came: the model is unchanged.
+        extra: figures that a simulation adds, by metric.
     """
 
     num_selected: int = 0
@@ -39,10 +41,15 @@ class TrainingReport:
     refused: dict[str, int] = field(default_factory=dict)
     started_at: float = field(default_factory=time.monotonic)
     applied: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class RoundCommit:
-    """Commits rounds to the run folder; the only writer of checkpoints and metrics."""
+    """Commits rounds to the run folder; the only writer of checkpoints and metrics.
+
+    Args:
+        on_commit: told each round's line of metrics once it is committed.
+    """
 
     def __init__(
         self,
@@ -50,11 +57,13 @@ class RoundCommit:
         metrics: MetricsLog,
         events: EventLog,
         central: CentralEvaluation,
+        on_commit: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._events = events
         self._central = central
+        self._on_commit = on_commit
 
     def commit(
         self,
@@ -86,6 +95,8 @@ class RoundCommit:
             **{name: committed.metrics[name] for name in _IN_EVENT},
         )
         _log_round(committed.metrics)
+        if self._on_commit is not None:
+            self._on_commit(committed.metrics)
         return committed
 
     def _metrics_of(
@@ -121,6 +132,7 @@ class RoundCommit:
             "epsilon_central": epsilon_central(state.memory),
             "evaluation": evaluation,
             "model_digest": state.digest,
+            **training.extra,
         }
 
 

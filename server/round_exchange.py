@@ -8,7 +8,6 @@ owes one is busy. Nothing here waits longer than it is told.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import TypeVar
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
+
+from fedge.clock import clock_of
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Exchange:
         self.refused: Counter[str] = Counter()
         self.last_error = ""
         self._grid = grid
+        self._clock = clock_of(grid)
         self._poll_interval_s = poll_interval_s
         self._outstanding: dict[str, Sent] = {}
         self._batch: list[str] = []
@@ -103,7 +105,7 @@ class Exchange:
                 if message_id is None:
                     self.refused["not-sent"] += 1
                     continue
-                expires_at = time.monotonic() + meta.ttl
+                expires_at = self._clock.monotonic() + meta.ttl
                 sent = Sent(meta.dst_node_id, meta.message_type, expires_at)
                 self._outstanding[message_id] = sent
                 self._batch.append(message_id)
@@ -127,11 +129,11 @@ class Exchange:
                         sent, message = ready.popleft()
                         if self._is_from(sent, message):
                             yield message
-                remaining = ends_at - time.monotonic()
+                remaining = ends_at - self._clock.monotonic()
                 if remaining <= 0 or not self._open_batch():
                     return
                 self.collect_late()
-                time.sleep(max(0.0, min(self._poll_interval_s, remaining)))
+                self._clock.sleep(max(0.0, min(self._poll_interval_s, remaining)))
         finally:
             # Pulled together with the reply that filled the round, and not wanted any more.
             self._note_late(ready)
@@ -139,7 +141,7 @@ class Exchange:
 
     def collect_late(self) -> None:
         """Pull and count answers to earlier batches; does so once a second at most."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now < self._late_poll_at:
             return
         self._late_poll_at = now + LATE_POLL_INTERVAL_S
@@ -186,9 +188,9 @@ class Exchange:
             if ids is not None:
                 taken = set(ids)
                 return [key if (key := m.metadata.message_id) in taken else None for m in messages]
-            if time.monotonic() >= ends_at:
+            if self._clock.monotonic() >= ends_at:
                 return [None] * len(messages)
-            time.sleep(RETRY_INTERVAL_S)
+            self._clock.sleep(RETRY_INTERVAL_S)
 
     def _pull(self, message_ids: list[str]) -> list[tuple[Sent, Message]]:
         """Return the replies that have come, each with what it answers; they owe no more."""

@@ -25,12 +25,13 @@ NO_BUDGET = "budget"
 LOST_BASE = "stale-base"
 # Flower's error codes are not part of its public API; these are those of flwr 1.41.
 _ERROR_REASONS = {3: "expired", 4: "expired", 5: "node-offline"}
-_CLIENT_ERROR = "client-error"
+CLIENT_ERROR = "client-error"
+CLIENT_APP_ERROR = 2  # flwr's code for an exception in a ClientApp
 
 
 def error_reason(error: Error) -> str:
     """Return the key that a Flower error is counted by."""
-    return _ERROR_REASONS.get(error.code, _CLIENT_ERROR)
+    return _ERROR_REASONS.get(error.code, CLIENT_ERROR)
 
 
 class ClientErrors:
@@ -42,12 +43,17 @@ class ClientErrors:
 
     def note(self, node: int, error: Error) -> None:
         """Show the first error that a client itself raised."""
-        if self._shown or error_reason(error) != _CLIENT_ERROR:
+        if error_reason(error) == CLIENT_ERROR:
+            self.show(node, error.reason or "no reason given", error.code)
+
+    def show(self, node: int, text: str, code: int = CLIENT_APP_ERROR) -> None:
+        """Show what a client that failed said, if it is the first one."""
+        if self._shown:
             return
         self._shown = True
-        text = (error.reason or "no reason given")[-4000:]
+        text = text[-4000:]
         log.error("node %d failed; further failures are only counted. It said:\n%s", node, text)
-        self._events.append(_CLIENT_ERROR, node=node, code=error.code, detail=text)
+        self._events.append(CLIENT_ERROR, node=node, code=code, detail=text)
 
 
 class RoundIntake:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from fedge.clock import SYSTEM_CLOCK, Clock
 from fedge.errors import DeadlineExceeded
 from fedge.rng import stream
 from server.round_exchange import Exchange
@@ -16,6 +19,8 @@ from server.settings import RoundsConfig
 log = logging.getLogger(__name__)
 
 LOG_INTERVAL_S = 5.0
+
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,51 @@ class Cohort:
 def choose_cohort(rounds: RoundsConfig, candidates: Sequence[int], seed: int, round: int) -> Cohort:
     """Draw the cohort of a round; the same seed, round and candidates give the same one."""
     nodes = sorted(candidates)
-    target = min(rounds.cohort_size or len(nodes), len(nodes))
-    num_asked = min(len(nodes), math.ceil(target * rounds.over_selection - 1e-9))
+    target, num_asked = _sizes(rounds, len(nodes))
     drawn = stream(seed, "selection", round=round).choice(len(nodes), num_asked, replace=False)
     return Cohort(tuple(nodes[index] for index in sorted(drawn)), target)
+
+
+def draw_cohort(
+    rounds: RoundsConfig,
+    nodes: Sequence[int],
+    is_free: Callable[[Indices], npt.NDArray[np.bool_]],
+    seed: int,
+    round: int,
+) -> Cohort:
+    """Draw the cohort of a round without looking at every node there is.
+
+    Where all are free it is the one that `choose_cohort` draws.
+
+    Args:
+        nodes: sorted; a range of a million costs nothing.
+        is_free: tells of nodes at these positions whether they can be asked.
+    """
+    target, num_asked = _sizes(rounds, len(nodes))
+    rng = stream(seed, "selection", round=round)
+    drawn = rng.choice(len(nodes), num_asked, replace=False)
+    looked_at = drawn
+    free = drawn[is_free(drawn)]
+    while len(free) < num_asked and len(looked_at) < len(nodes):
+        more = _draw_more(rng, len(nodes), looked_at, num_asked)
+        looked_at = np.concatenate((looked_at, more))
+        free = np.concatenate((free, more[is_free(more)]))
+    chosen = np.sort(free[:num_asked])
+    return Cohort(tuple(nodes[int(index)] for index in chosen), min(target, len(chosen)))
+
+
+def _draw_more(rng: np.random.Generator, size: int, seen: Indices, num_asked: int) -> Indices:
+    """Return positions that were not looked at yet, in random order."""
+    if 4 * (len(seen) + num_asked) > size:
+        return rng.permutation(np.setdiff1d(np.arange(size), seen, assume_unique=True))
+    more = rng.choice(size, num_asked + len(seen) // 2, replace=False)
+    return more[~np.isin(more, seen)]
+
+
+def _sizes(rounds: RoundsConfig, num_nodes: int) -> tuple[int, int]:
+    """Return how many updates are wanted and how many nodes are asked for them."""
+    target = min(rounds.cohort_size or num_nodes, num_nodes)
+    return target, min(num_nodes, math.ceil(target * rounds.over_selection - 1e-9))
 
 
 class DeviceWatch:
@@ -47,8 +93,11 @@ class DeviceWatch:
         num_connected: nodes that were connected when the last wait ended.
     """
 
-    def __init__(self, exchange: Exchange, rounds: RoundsConfig) -> None:
+    def __init__(
+        self, exchange: Exchange, rounds: RoundsConfig, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self.num_connected = 0
+        self._clock = clock
         self._exchange = exchange
         self._rounds = rounds
         self._seen: set[int] = set()
@@ -66,8 +115,8 @@ class DeviceWatch:
         Raises:
             DeadlineExceeded: not in ``rounds.wait_for_devices_s``; says who was missing.
         """
-        ends_at = time.monotonic() + self._rounds.wait_for_devices_s
-        log_at = time.monotonic()
+        ends_at = self._clock.monotonic() + self._rounds.wait_for_devices_s
+        log_at = self._clock.monotonic()
         while True:
             self._exchange.collect_late()
             connected = self._exchange.connected()
@@ -77,13 +126,13 @@ class DeviceWatch:
                 self.num_connected = len(connected)
                 # Whose late update waits has a part in the round already.
                 return [n for n in free if n not in self._exchange.waiting] or free
-            now = time.monotonic()
+            now = self._clock.monotonic()
             if now >= ends_at:
                 raise DeadlineExceeded(self._failure(len(connected), needed))
             if now >= log_at:
                 log.info("%s; %.0f s left", self._state(connected, needed), ends_at - now)
                 log_at = now + LOG_INTERVAL_S
-            time.sleep(self._rounds.poll_interval_s)
+            self._clock.sleep(self._rounds.poll_interval_s)
 
     def free(self, exhausted: Set[int] = frozenset()) -> list[int]:
         """Return the nodes that can be asked right now."""

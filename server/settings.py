@@ -212,6 +212,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         """Refuse sections that contradict each other."""
         _check_scaffold(self)
+        _check_optimizer(self)
         _check_central_privacy(self)
 
 
@@ -228,6 +229,17 @@ def _check_scaffold(config: ServerConfig) -> None:
         raise ConfigError(
             "a late update was corrected by an older control: scaffold takes none",
             key="aggregation.max_staleness",
+        )
+
+
+def _check_optimizer(config: ServerConfig) -> None:
+    """Refuse methods whose arithmetic supposes that a step is the learning rate × a gradient."""
+    method = config.aggregation.aggregator
+    if method in ("fednova", "scaffold") and config.train.optimizer != "sgd":
+        raise ConfigError(
+            f'{method} takes clients that train with "sgd", got {config.train.optimizer!r}: set '
+            "it so, or choose another aggregation.aggregator",
+            key="train.optimizer",
         )
 
 

@@ -8,7 +8,6 @@ deadline whatever is missing, and that each round is committed before the next o
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
@@ -20,6 +19,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from aggregation.cohort import RoundAggregate
 from aggregation.scaffold import CONTROL
+from fedge.clock import clock_of
 from fedge.errors import AggregationError
 from fedge.messages import WeightsRequest
 from fedge.params import Vector
@@ -27,6 +27,15 @@ from fedge.records import from_array_record, to_array_record
 from server.broadcast import Broadcast
 from server.central_privacy import charge
 from server.checkpoint import Checkpoint
+from server.cohort_round import (
+    await_cohort,
+    cohort_request,
+    evaluate_cohort,
+    grid_metrics,
+    largest_only,
+    takes_cohorts,
+)
+from server.cohorts import CohortGrid, CohortReport
 from server.evaluation import FederatedEvaluation
 from server.events import EventLog
 from server.model_update import ModelUpdate
@@ -38,6 +47,7 @@ from server.round_intake import ClientErrors, RoundIntake
 from server.round_messages import RoundMessages
 from server.selection import Cohort, DeviceWatch, choose_cohort
 from server.settings import ServerConfig
+from server.strategy_result import add_to, describe
 
 log = logging.getLogger(__name__)
 
@@ -123,15 +133,21 @@ class HybridStrategy(Strategy):
         self.state = replace(self.state, weights=from_array_record(layout, initial_arrays))
         result = Result(arrays=initial_arrays)
         while self.state.round < num_rounds:
-            training = self._train(grid, num_rounds, timeout, train_config)
+            if takes_cohorts(grid, self._config):
+                training = self._train_cohort(grid, num_rounds, timeout)
+            else:
+                training = self._train(grid, num_rounds, timeout, train_config)
             if training is None:
+                self.stop_reason = "every device has spent its privacy budget"
+                log.warning("no further rounds: %s", self.stop_reason)
                 break
             aggregate = self._next.weights
             refined = self._refined(training)
             evaluation = self._evaluate(grid, num_rounds, timeout, evaluate_config)
+            training = replace(training, extra=grid_metrics(grid, self._next.round))
             self.state = self._commit.commit(self._next, training, aggregate, refined, evaluation)
             result.arrays = to_array_record(layout, self.state.weights)
-            _add_to(result, self.state, training)
+            add_to(result, self.state, training)
             if evaluate_fn is not None:
                 evaluate_fn(self.state.round, result.arrays)
         return result
@@ -145,7 +161,7 @@ class HybridStrategy(Strategy):
         first = server_round == self._first_round
         free = watch.wait(rounds.min_devices if first else 1, self.state.exhausted)
         if first:
-            self.state = _known_only(self.state, set(exchange.connected()))
+            self.state = self.state.known_only(set(exchange.connected()))
         self._cohort = choose_cohort(rounds, free, self.state.seed, server_round)
         return self._open().to_cohort(
             self._cohort, MessageType.TRAIN, arrays, config, self._train_ttl_s
@@ -212,20 +228,7 @@ class HybridStrategy(Strategy):
 
     def summary(self) -> None:
         """Log what is going to happen."""
-        rounds, aggregation = self._config.rounds, self._config.aggregation
-        log.info(
-            "run %s, %d parameters: from round %d, cohort %s, deadline %g s, quorum %g, %s + %s, "
-            "refinement %s",
-            self.state.run_name,
-            self.state.layout.size,
-            self.state.round + 1,
-            rounds.cohort_size or "of all devices",
-            rounds.deadline_s,
-            rounds.quorum,
-            aggregation.aggregator,
-            aggregation.server_optimizer,
-            "on" if self._refine else "off",
-        )
+        log.info("%s", describe(self._config, self.state, refines=self._refine is not None))
 
     def _train(
         self, grid: Grid, num_rounds: int, timeout: float, extra: ConfigRecord | None
@@ -236,11 +239,9 @@ class HybridStrategy(Strategy):
         opened = self._open_round(num_rounds, extra)
         messages = list(self.configure_train(round, opened.arrays, opened.config, grid))
         if not messages:
-            self.stop_reason = "every device has spent its privacy budget"
-            log.warning("no further rounds: %s", self.stop_reason)
             return None
-        started_at = time.monotonic()
-        self._ends_at = started_at + min(timeout, self._config.rounds.deadline_s)
+        began = TrainingReport()
+        self._ends_at = clock_of(grid).monotonic() + min(timeout, self._config.rounds.deadline_s)
         asked = exchange.send(messages, self._ends_at)
         self._events.append("round-started", round=round, num_selected=len(asked))
         if self._reference is not None:
@@ -249,18 +250,48 @@ class HybridStrategy(Strategy):
             updated, _ = self.aggregate_train(round, replies)
         intake = self._intake
         assert intake is not None
-        return TrainingReport(
+        return replace(
+            began,
             num_selected=len(messages),
             num_accepted=intake.num_accepted,
             num_late=exchange.take_num_late(),
             num_stale=intake.num_stale,
             cost=intake.cost.summary(),
             refused=dict(intake.refused + exchange.refused),
-            started_at=started_at,
             applied=updated is not None,
         )
 
-    def _apply(self, intake: RoundIntake, aggregate: RoundAggregate) -> bool:
+    def _train_cohort(
+        self, grid: CohortGrid, num_rounds: int, timeout: float
+    ) -> TrainingReport | None:
+        """Run the training part of a round in one request; None where nobody is left to ask."""
+        state, rounds = self.state, self._config.rounds
+        began, round = TrainingReport(), state.round + 1
+        self._cohort = await_cohort(grid, rounds, state, first=round == self._first_round)
+        if not self._cohort.nodes:
+            return None
+        self._broadcast.advance(state.weights, state.memory, round)
+        self._events.append("round-started", round=round, num_selected=len(self._cohort.nodes))
+        if self._reference is not None:
+            self._reference.start(round, self._broadcast.weights)
+        request = self._request(self._broadcast.weights, num_rounds)
+        deadline_s, size = min(timeout, rounds.deadline_s), len(grid.all_nodes())
+        asked = cohort_request(self._update, request, self._cohort, deadline_s, state.memory, size)
+        with self._update.open_aggregate(round, state.memory, size) as aggregate:
+            report = grid.train_cohort(asked, aggregate.merge)
+            if report.failure is not None:
+                self._errors.show(*report.failure)
+            self._next = replace(
+                state,
+                round=round,
+                epsilon=largest_only({**state.epsilon, **report.epsilon}),
+                exhausted=state.exhausted | report.exhausted,
+            )
+            applied = self._apply(report, aggregate)
+        self._next = replace(self._next, memory=self._broadcast.remember(self._next.memory))
+        return replace(report.training(began, len(self._cohort.nodes)), applied=applied)
+
+    def _apply(self, intake: RoundIntake | CohortReport, aggregate: RoundAggregate) -> bool:
         """Make the open round's updates the next weights; tell whether they changed."""
         quorum = self._cohort.quorum(self._config.rounds.quorum)
         if intake.num_accepted < quorum:
@@ -299,11 +330,12 @@ class HybridStrategy(Strategy):
         round = self._next.round
         if settings.every_rounds == 0 or round % settings.every_rounds:
             return None
+        request = self._request(self._next.weights, num_rounds)
+        if takes_cohorts(grid, self._config):
+            return evaluate_cohort(grid, self._config, request, self.state)
         exchange, _ = self._connect(grid)
-        opened = self._messages = RoundMessages(
-            self._request(self._next.weights, num_rounds), extra
-        )
-        ends_at = time.monotonic() + min(timeout, settings.deadline_s)
+        opened = self._messages = RoundMessages(request, extra)
+        ends_at = clock_of(grid).monotonic() + min(timeout, settings.deadline_s)
         messages = self.configure_evaluate(round, opened.arrays, opened.config, grid)
         asked = exchange.send(messages, ends_at)
         with closing(exchange.replies(ends_at)) as replies:
@@ -361,28 +393,5 @@ class HybridStrategy(Strategy):
         if self._link is None or self._link[0] is not grid:
             rounds, keeps_late = self._config.rounds, self._config.aggregation.max_staleness > 0
             exchange = Exchange(grid, rounds.poll_interval_s, keeps_late=keeps_late)
-            self._link = (grid, exchange, DeviceWatch(exchange, self._config.rounds))
+            self._link = (grid, exchange, DeviceWatch(exchange, rounds, clock_of(grid)))
         return self._link[1], self._link[2]
-
-
-def _known_only(state: Checkpoint, nodes: set[int]) -> Checkpoint:
-    """Return the state without what was noted of nodes that are gone.
-
-    A SuperLink that was started again gives each device a new id; under the old one its ε would
-    be listed twice. The device's own ledger is the account, and tells it with the next update.
-    """
-    epsilon = {node: value for node, value in state.epsilon.items() if node in nodes}
-    return replace(state, epsilon=epsilon, exhausted=state.exhausted & nodes)
-
-
-def _add_to(result: Result, committed: Checkpoint, training: TrainingReport) -> None:
-    """File a committed round where Flower's own strategies would."""
-    metrics = committed.metrics
-    central = {
-        name: float(value)
-        for name, value in metrics.items()
-        if name.endswith(("_test", "_gate")) and value is not None
-    }
-    result.evaluate_metrics_serverapp[committed.round] = MetricRecord(dict(central))
-    counts = {"num-accepted": training.num_accepted, "num-late": training.num_late}
-    result.train_metrics_clientapp[committed.round] = MetricRecord(dict(counts))

@@ -1,31 +1,70 @@
-"""The clients of a simulation: seeded by round, their ledgers kept in the run folder."""
+"""The clients of a simulation: seeded by round, what they carry on kept in the run folder."""
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from edge_client.client_app import split_client_data
 from edge_client.held_weights import HeldWeights
-from edge_client.ledger import MemoryLedger
 from edge_client.participant import Participant
-from edge_client.worker import InProcessWorker
-from fedge.durable import write_atomically
-from fedge.messages import DeltaRequest, EncodedUpdate, Refusal, WeightsRequest
+from edge_client.worker import Ask, InProcessWorker, Proposal, Trained, propose_round
+from fedge.errors import TaskError
+from fedge.messages import DeltaRequest, EncodedUpdate, Evaluation, Refusal, WeightsRequest
+from fedge.params import Vector
 from fedge.privacy.noise import Draws
+from fedge.privacy.planning import DpPlan
 from fedge.rng import stream, stream_seed
+from fedge.settings import Hyperparameters
 from fedge.task import Examples, Split, Task
-from simulation.client_memory import ClientReplies
+from simulation.attacks.collusion import draw_members
+from simulation.attacks.methods import make_attacks
+from simulation.client_state import ClientState
 from simulation.settings import SimulateConfig
+from simulation.state_store import StateStore
+
+RAW = "raw"
+_UNUSED = np.random.default_rng(0)
+"""For a codec that draws nothing: to make a generator takes longer than to encode."""
+
+
+class ClientData:
+    """What each client has, malicious ones with poisoned training examples.
+
+    Args:
+        config: of the simulation.
+        task: where the examples come from.
+
+    Raises:
+        ConfigError: there is no attack of the configured name.
+    """
+
+    def __init__(self, config: SimulateConfig, task: Task) -> None:
+        self._config = config
+        self._task = task
+        self._poison = make_attacks(config.attack).data
+        self._malicious = draw_members(config) if self._poison is not None else frozenset()
+
+    def examples(self, client: int, split: Split) -> Examples:
+        """Return one split of a client's examples."""
+        config = self._config
+        examples = split_client_data(
+            self._task,
+            client,
+            config.num_clients,
+            split,
+            holdout_fraction=config.holdout_fraction,
+        )
+        if split == "train" and self._poison is not None and client in self._malicious:
+            return self._poison.poison(examples)
+        return examples
 
 
 class SimulatedClient(Participant):
     """A participant whose draws depend on seed, round and client alone.
 
-    Its ledger and memory are written in each round, so that a resumed run goes on with the same.
+    What it carries on is written in each round, so that a resumed run goes on with the same.
     Rounds that were not committed are forgotten: done again with the same draws, they give the
     same update and cost nothing more.
 
@@ -33,8 +72,8 @@ class SimulatedClient(Participant):
         config: of the simulation.
         task: what is learnt.
         client: which one, from 0.
-        last_committed: round after which its ledger goes on.
-        poison: changes what it trains on; None leaves it as it is.
+        data: what it has.
+        store: where what it carries on is kept.
     """
 
     def __init__(
@@ -43,57 +82,109 @@ class SimulatedClient(Participant):
         task: Task,
         client: int,
         *,
-        last_committed: int,
-        poison: Callable[[Examples], Examples] | None = None,
+        data: ClientData,
+        store: StateStore,
     ) -> None:
-        self._seed = config.server.seed
-        self._client = client
         self._round = 0
-        folder = config.server.run_dir / "clients"
-        self._path = folder / f"{client}.json"
-        self._account = _read_ledger(self._path, last_committed)
-        splits: dict[Split, Examples] = {
-            split: split_client_data(task, client, config.num_clients, split)
-            for split in typing.get_args(Split)
-        }
-        if poison is not None:
-            splits["train"] = poison(splits["train"])
-        worker = InProcessWorker(task, splits.__getitem__, draws=self._draws)
+        self._client = client
+        self._store = store
+        self._state = ClientState(client, store.get([client]).get(client))
+        worker = InProcessWorker(
+            task,
+            lambda split: data.examples(client, split),
+            draws=lambda: training_draws(config, client, self._round),
+        )
         super().__init__(
             worker,
-            self._account,
-            ClientReplies(folder, client, last_committed=last_committed),
+            self._state.ledger,
+            self._state,
             config.privacy,
             held=HeldWeights(),
-            rng=self._codec_rng,
+            rng=lambda: codec_rng(config, client, self._round),
         )
 
     def train(self, request: WeightsRequest | DeltaRequest) -> EncodedUpdate | Refusal:
         """Answer a train request; what it cost is on disk before the answer is out."""
         self._round = request.round
-        answer = super().train(request)
-        if self._account.entries:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, self._account.to_json().encode())
-        return answer
-
-    def _draws(self) -> Draws:
-        seed = stream_seed(self._seed, "client", round=self._round, client=self._client)
-        return Draws.seeded(seed)
-
-    def _codec_rng(self) -> np.random.Generator:
-        return stream(self._seed, "codec", round=self._round, client=self._client)
+        try:
+            return super().train(request)
+        finally:  # what was reserved stays reserved where training fails
+            stored = self._state.to_stored()
+            if stored is not None:
+                self._store.put(request.round, {self._client: stored})
 
 
-def _read_ledger(path: Path, last_committed: int) -> MemoryLedger:
-    """Return the ledger of the rounds up to the last committed one; empty for a new run."""
-    try:
-        ledger = MemoryLedger.from_json(path.read_text())
-    except FileNotFoundError:
-        return MemoryLedger()
-    ledger.entries[:] = [
-        entry for entry in ledger.entries if int(entry.key.rsplit("/", 4)[1]) <= last_committed
-    ]
-    if not ledger.entries:
-        ledger.noise_multipliers.clear()
-    return ledger
+class CohortClient:
+    """One client of a cohort: a participant whose training somebody else does.
+
+    Args:
+        config: of the simulation.
+        client: which one, from 0.
+        examples: its training split.
+        state: what it carries on.
+        request: what it is asked.
+    """
+
+    def __init__(
+        self,
+        config: SimulateConfig,
+        client: int,
+        examples: Examples,
+        state: ClientState,
+        request: WeightsRequest,
+    ) -> None:
+        round = request.round
+        self.examples = examples
+        self.state = state
+        self._make_draws: Callable[[], Draws] = lambda: training_draws(config, client, round)
+        draws_nothing = request.codec == RAW
+        self.participant = Participant(
+            _Planner(len(examples)),
+            state.ledger,
+            state,
+            config.privacy,
+            rng=lambda: _UNUSED if draws_nothing else codec_rng(config, client, round),
+        )
+
+    def draws(self) -> Draws:
+        """Return the draws of this round's training."""
+        return self._make_draws()
+
+
+class _Planner:
+    """A `Worker` that plans and leaves the training to a `CohortTrainer`."""
+
+    def __init__(self, num_examples: int) -> None:
+        self._num_examples = num_examples
+
+    def propose(self, ask: Ask) -> Proposal:
+        """Return what a round would do and cost."""
+        return propose_round(ask, self._num_examples)
+
+    def train(
+        self,
+        layout_digest: str,
+        weights: Vector,
+        hyper: Hyperparameters,
+        plan: DpPlan | None,
+        correction: Vector | None = None,
+    ) -> Trained:
+        """Refuse: a cohort is trained as a whole."""
+        del layout_digest, weights, hyper, plan, correction
+        raise TaskError("a client of a cohort is not trained by itself")
+
+    def evaluate(self, layout_digest: str, weights: Vector) -> Evaluation | None:
+        """Refuse: a cohort is evaluated as a whole."""
+        del layout_digest, weights
+        raise TaskError("a client of a cohort is not evaluated by itself")
+
+
+def training_draws(config: SimulateConfig, client: int, round: int) -> Draws:
+    """Return what decides a client's batches and noise in a round."""
+    seed = stream_seed(config.server.seed, "client", round=round, client=client)
+    return Draws.seeded(seed)
+
+
+def codec_rng(config: SimulateConfig, client: int, round: int) -> np.random.Generator:
+    """Return what decides the randomness of a client's encoding in a round."""
+    return stream(config.server.seed, "codec", round=round, client=client)

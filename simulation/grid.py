@@ -12,12 +12,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedge.flower_internals import assign_message_id, set_task_identity
+from server.round_intake import CLIENT_APP_ERROR
+from simulation.delivery import AtOnce, Delivery
+from simulation.nodes import FIRST_NODE_ID, SERVER_NODE_ID, client_of
 
 logger = logging.getLogger(__name__)
-
-SERVER_NODE_ID = 1
-FIRST_NODE_ID = 1000
-CLIENT_APP_ERROR = 2  # flwr's code for an exception in a ClientApp
 
 
 class SimulationGrid(Grid):
@@ -26,7 +25,7 @@ class SimulationGrid(Grid):
     Args:
         app: the ClientApp that every client runs.
         num_clients: clients connected; client ``i`` is node ``FIRST_NODE_ID + i``.
-        reachable: tells whether a client answers in a round at all; None means always.
+        delivery: who is there, and when each answer comes; None lets all answer at once.
         on_push: told of each message that is queued, before any of its batch is answered.
     """
 
@@ -36,14 +35,14 @@ class SimulationGrid(Grid):
         num_clients: int,
         *,
         run_id: int = 1,
-        reachable: Callable[[int, str], bool] | None = None,
+        delivery: Delivery | None = None,
         on_push: Callable[[Message], None] | None = None,
     ) -> None:
         set_task_identity(run_id, SERVER_NODE_ID)
         self._app = app
         self._run_id = run_id
         self._num_clients = num_clients
-        self._reachable = reachable or (lambda _client, _group: True)
+        self._delivery = delivery or AtOnce(num_clients)
         self._on_push = on_push or (lambda _message: None)
         self._contexts: dict[int, Context] = {}
         self._pending: dict[str, Message] = {}
@@ -70,31 +69,27 @@ class SimulationGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the node id of every client."""
-        return range(FIRST_NODE_ID, FIRST_NODE_ID + self._num_clients)
+        """Return the node id of every client that is there."""
+        return self._delivery.nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages; returns their ids in order."""
-        ids = []
+        asked: dict[str, Message] = {}
         for message in messages:
             message_id = self._new_id()
             assign_message_id(message, message_id)
-            self._pending[message_id] = message
+            asked[message_id] = message
             self._on_push(message)
-            ids.append(message_id)
-        return ids
+        # Nobody asks for the others again, and each holds the weights of its round.
+        self._pending.update((key, asked[key]) for key in self._delivery.ask(asked))
+        return list(asked)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Run the clients whose messages are asked for; returns their replies."""
         replies = []
-        for message_id in message_ids:
-            message = self._pending.pop(message_id, None)
-            if message is None:
-                continue
-            client = message.metadata.dst_node_id - FIRST_NODE_ID
-            if not self._reachable(client, message.metadata.group_id):
-                continue
-            reply = self._answer(client, message)
+        for message_id in self._delivery.arrived([i for i in message_ids if i in self._pending]):
+            message = self._pending.pop(message_id)
+            reply = self._answer(client_of(message.metadata.dst_node_id), message)
             assign_message_id(reply, self._new_id())
             replies.append(reply)
         return replies

@@ -1,20 +1,35 @@
-"""Run a federation in this process: the server's own code over `SimulationGrid`."""
+"""Run a federation on this machine: the server's own code over a simulated grid."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_client.client_app import make_client_app
+from fedge.durable import write_atomically
+from fedge.errors import ConfigError
 from fedge.privacy.noise import Draws
 from fedge.rng import stream_seed
 from fedge.task import Task, load_task
+from server.checkpoint import CheckpointStore
 from server.federation import run_federation
-from simulation.grid import SimulationGrid
+from simulation.cohort_grid import CohortSimulationGrid
+from simulation.engine.cohort_engine import CohortEngine
+from simulation.engine.pools import make_pool
 from simulation.jsonl import read_jsonl
+from simulation.partition.task import partitioned_task
 from simulation.population import Population
+from simulation.round_figures import RoundFigures
 from simulation.settings import SimulateConfig
+from simulation.state_store import StateStore
+from simulation.virtual_time import VirtualTime
+
+_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -40,18 +55,71 @@ class SimulationResult:
         return dict(self.rounds[-1]["epsilon"])
 
 
-def simulate(config: SimulateConfig, *, task: Task | None = None) -> SimulationResult:
-    """Run every round of a configuration; resumes a run that was cut off."""
-    section = config.server.task
-    task = task or load_task(section.name, **section.options)
-    population = Population(config, task)
-    app = make_client_app(population.participant_for)
-    grid = SimulationGrid(app, config.num_clients, on_push=population.overhear)
+def simulate(
+    config: SimulateConfig,
+    *,
+    task: Task | None = None,
+    on_round: Callable[[dict[str, Any]], None] | None = None,
+) -> SimulationResult:
+    """Run every round of a configuration; resumes a run that was cut off.
+
+    Args:
+        task: what is learnt; None loads the configured one.
+        on_round: told each round's line of metrics.
+    """
     seed = config.server.seed
+    task = make_task(config, task)
+    _write_config(config)
 
     def draws(round: int) -> Draws:
         return Draws.seeded(stream_seed(seed, "central-noise", round=round))
 
-    run_federation(grid, config.server, task=task, draws=draws)
+    # One line a client and round would be millions.
+    logging.getLogger("edge_client.participant").setLevel(logging.WARNING)
+    with _grid(config, task) as grid:
+        run_federation(grid, config.server, task=task, draws=draws, on_commit=on_round)
     run_dir = config.server.run_dir
     return SimulationResult(run_dir, read_jsonl(run_dir / "metrics.jsonl"))
+
+
+def make_task(config: SimulateConfig, task: Task | None = None) -> Task:
+    """Return the task with its clients' data as configured.
+
+    Raises:
+        ConfigError, TaskError: task or data cannot be used.
+    """
+    section = config.server.task
+    task = task or load_task(section.name, **section.options)
+    return partitioned_task(config.data, task, config.num_clients, config.server.seed)
+
+
+@contextmanager
+def _grid(config: SimulateConfig, task: Task) -> Iterator[CohortSimulationGrid]:
+    """Return a grid over the configured population, and give everything back afterwards."""
+    run_dir = config.server.run_dir
+    committed = CheckpointStore(run_dir / "checkpoints").latest()
+    last_committed = 0 if committed is None else committed.round
+    store = StateStore(
+        run_dir / "clients.db",
+        last_committed=last_committed,
+        limit_bytes=config.engine.state_limit_mib * _MIB,
+    )
+    times, figures = VirtualTime(config, task, last_committed=last_committed), RoundFigures()
+    with closing(store), closing(make_pool(config, task)) as pool:
+        population = Population(config, task, store)
+        engine = CohortEngine(config, pool, store, times, figures)
+        app = make_client_app(population.participant_for)
+        yield CohortSimulationGrid(config, app, engine, times, figures, on_push=population.overhear)
+
+
+def _write_config(config: SimulateConfig) -> None:
+    """Write down what the run was configured with, for those who compare runs."""
+    folder = config.server.run_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(asdict(config), default=str, indent=2)
+        write_atomically(folder / "config.json", text.encode())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {folder}: {error.strerror}", key="server.run_dir"
+        ) from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,15 +19,35 @@ def to_tensors(examples: Examples) -> tuple[Tensor, Tensor]:
     Raises:
         TaskError: an input or target is NaN or infinite; names the first such example.
     """
-    for kind, values in (("input", examples.inputs), ("target", examples.targets)):
-        if np.issubdtype(values.dtype, np.floating):
-            finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-            if not finite.all():
-                raise TaskError(
-                    f"example {int(np.argmin(finite))} has a non-finite {kind}; nothing was "
-                    f"trained: remove it ({np.count_nonzero(~finite)} of {len(values)} are so)"
-                )
+    _check_examples(examples)
     return torch.tensor(examples.inputs), torch.tensor(examples.targets)
+
+
+def view_tensors(examples: Examples) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets as tensors that share the arrays' memory where torch can.
+
+    Raises:
+        TaskError: an input or target is NaN or infinite; names the first such example.
+    """
+    _check_examples(examples)
+    return _view(examples.inputs), _view(examples.targets)
+
+
+def _view(values: npt.NDArray[Any]) -> Tensor:
+    # Torch warns of arrays that it could not write to, and takes no negative strides.
+    shareable = values.flags.writeable and values.flags.c_contiguous
+    return torch.from_numpy(values) if shareable else torch.tensor(values)
+
+
+def _check_examples(examples: Examples) -> None:
+    for kind, values in (("input", examples.inputs), ("target", examples.targets)):
+        if values.dtype.kind != "f" or np.isfinite(values).all():
+            continue
+        finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+        raise TaskError(
+            f"example {int(np.argmin(finite))} has a non-finite {kind}; nothing was "
+            f"trained: remove it ({np.count_nonzero(~finite)} of {len(values)} are so)"
+        )
 
 
 def check_finite(values: Tensor, positions: Tensor, what: str, step: int) -> None:
@@ -41,11 +64,20 @@ def check_finite(values: Tensor, positions: Tensor, what: str, step: int) -> Non
     """
     finite = torch.isfinite(values)
     if not finite.all():
-        example = int(positions[int(torch.argmin(finite.int()))])
-        raise TaskError(
-            f"example {example} has a non-finite {what} in step {step + 1}: its values overflow "
-            "the model, or training diverged (lower train.learning_rate)"
-        )
+        raise overflow_error(int(positions[int(torch.argmin(finite.int()))]), what, step)
+
+
+def overflow_error(example: int, what: str, step: int) -> TaskError:
+    """Return the error that names the example at whose value training broke off.
+
+    Args:
+        what: the kind of value, for the text.
+        step: counted from 0.
+    """
+    return TaskError(
+        f"example {example} has a non-finite {what} in step {step + 1}: its values overflow "
+        "the model, or training diverged (lower train.learning_rate)"
+    )
 
 
 def check_losses(losses: Tensor, num_examples: int) -> Tensor:

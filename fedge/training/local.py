@@ -22,6 +22,10 @@ from fedge.training.sgd import run_sgd
 from fedge.training.terms import make_term
 from fedge.weights import build_checked_model, layout_of, read_vector, write_vector
 
+NO_EXAMPLES = "there are no examples to train on"
+BROKEN_PARENT = "the global weights are not finite; nothing was trained"
+DIVERGED = "training diverged: its weights are not finite; lower learning_rate"
+
 
 @dataclass(frozen=True)
 class LocalResult:
@@ -87,9 +91,9 @@ class LocalTrainer:
                 used, or training diverged.
         """
         if len(examples) == 0:
-            raise TaskError("there are no examples to train on")
+            raise TaskError(NO_EXAMPLES)
         if not np.isfinite(parent).all():
-            raise TaskError("the global weights are not finite; nothing was trained")
+            raise TaskError(BROKEN_PARENT)
         began = time.monotonic()
         stop = should_stop or _never
         self._load(parent)
@@ -106,7 +110,7 @@ class LocalTrainer:
                 )
         delta = read_vector(self._model, self.layout) - parent
         if not np.isfinite(delta).all():
-            raise TaskError("training diverged: its weights are not finite; lower learning_rate")
+            raise TaskError(DIVERGED)
         return LocalResult(delta, progress.num_steps, time.monotonic() - began, progress.loss)
 
     def evaluate(self, weights: Vector, examples: Examples) -> dict[str, float]:

@@ -14,6 +14,9 @@ from fedge.training.batches import check_finite, check_losses, to_tensors
 from fedge.training.progress import Progress
 from fedge.training.terms import NO_TERM, ClientTerm
 
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPS = 1e-8
+
 
 def run_sgd(
     model: nn.Module,
@@ -52,8 +55,16 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def make_optimizer(parameters: list[nn.Parameter], hyper: Hyperparameters) -> torch.optim.SGD:
-    """Return SGD with momentum and weight decay."""
+def make_optimizer(parameters: list[nn.Parameter], hyper: Hyperparameters) -> torch.optim.Optimizer:
+    """Return the optimiser that the hyperparameters name, with weight decay in the gradients."""
+    if hyper.optimizer == "adam":
+        return torch.optim.Adam(
+            parameters,
+            lr=hyper.learning_rate,
+            betas=ADAM_BETAS,
+            eps=ADAM_EPS,
+            weight_decay=hyper.weight_decay,
+        )
     return torch.optim.SGD(
         parameters,
         lr=hyper.learning_rate,

@@ -106,18 +106,23 @@ def make_term(
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     parts = None
     if correction is not None:
-        if hyper.client_term != "scaffold":
-            raise TaskError(
-                f"the server sent a control, and train.client_term is {hyper.client_term!r}; it "
-                "has a use with 'scaffold' only"
-            )
-        _check(correction, layout)
+        check_correction(correction, layout, hyper)
         views = layout.views(correction)
         parts = {name: torch.tensor(views[name]) for name in parameters}
     return TERMS[hyper.client_term](TermContext(parameters, hyper, parts))
 
 
-def _check(correction: Vector, layout: Layout) -> None:
+def check_correction(correction: Vector, layout: Layout, hyper: Hyperparameters) -> None:
+    """Refuse a correction that cannot be used.
+
+    Raises:
+        TaskError: it is of another layout, is not finite, or has no use.
+    """
+    if hyper.client_term != "scaffold":
+        raise TaskError(
+            f"the server sent a control, and train.client_term is {hyper.client_term!r}; it "
+            "has a use with 'scaffold' only"
+        )
     if correction.shape != (layout.size,):
         raise TaskError(
             f"the control has shape {list(correction.shape)}, the model needs [{layout.size}]"

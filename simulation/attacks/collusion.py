@@ -14,7 +14,7 @@ from fedge.messages import DeltaRequest, EncodedUpdate, Refusal, WeightsRequest
 from fedge.params import Vector
 from fedge.rng import stream
 from simulation.attacks.methods import NO_ATTACK
-from simulation.grid import FIRST_NODE_ID
+from simulation.nodes import client_of
 from simulation.settings import SimulateConfig
 
 
@@ -48,7 +48,7 @@ class Collusion:
             return
         if meta.group_id != self._round:
             self._round, self._asked, self._deltas = meta.group_id, {}, None
-        self._asked[meta.dst_node_id - FIRST_NODE_ID] = None
+        self._asked[client_of(meta.dst_node_id)] = None
 
     def honest_deltas(self, request: WeightsRequest | DeltaRequest) -> npt.NDArray[np.float32]:
         """Return the deltas of those members asked in this round that can train, ``[M, D]``."""

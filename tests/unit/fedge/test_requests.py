@@ -70,6 +70,15 @@ def test_a_request_survives_the_wire() -> None:
     assert str(found.key) == str(REQUEST.key)
 
 
+def test_the_optimizer_travels_and_one_that_there_is_not_is_refused() -> None:
+    adam = WeightsRequest("a", 1, 1, LAYOUT, WEIGHTS, Hyperparameters(optimizer="adam"))
+    content = encode_request(adam)
+    assert decoded_weights(over_the_wire(content)).hyper.optimizer == "adam"
+    content.config_records["config"]["optimizer"] = "lion"
+    with pytest.raises(TransportError, match=r"optimizer.*one of sgd, adam"):
+        decode_request(content)
+
+
 def test_the_key_of_a_round_changes_with_everything_that_makes_it_another() -> None:
     others = [
         WeightsRequest("autumn", 4, 9, LAYOUT, WEIGHTS, REQUEST.hyper),

@@ -23,6 +23,7 @@ def test_the_digest_of_hyperparameters_changes_with_each_value() -> None:
         replace(base, weight_decay=1e-5),
         replace(base, client_term="fedprox"),
         replace(base, proximal_mu=0.1),
+        replace(base, optimizer="adam"),
     ]
     assert len(others) == len(fields(Hyperparameters))
     assert len({hyper.digest for hyper in [base, *others]}) == len(others) + 1
@@ -128,3 +129,15 @@ def test_any_port_is_read_or_refused(port: str) -> None:
 def test_a_superscript_port_is_refused() -> None:
     with pytest.raises(ConfigError):
         split_address("host:8²", "key")
+
+
+def test_a_momentum_that_adam_would_not_use_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^momentum: 'adam' has its own, so 0.9 would do nothing"
+    ):
+        Hyperparameters(optimizer="adam", momentum=0.9)
+
+
+def test_an_optimizer_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match="one of sgd, adam"):
+        build(Hyperparameters, {"optimizer": "lion"})

@@ -57,7 +57,31 @@ def test_bad_replies_are_counted_and_left_out() -> None:
         "accuracy": 0.5,
         "accuracy_worst_tenth": 0.5,
         "loss": 2.0,
+        "accuracy_deciles": [0.5] * 11,
     }
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_the_deciles_show_how_the_devices_differ(accuracies: list[float]) -> None:
+    evaluation = FederatedEvaluation(max_examples=100)
+    for accuracy in accuracies:
+        evaluation.add(Evaluation(10, {"accuracy": accuracy}))
+    deciles = evaluation.summary(len(accuracies))["accuracy_deciles"]
+    ranked = sorted(accuracies)
+    assert len(deciles) == 11
+    assert (deciles[0], deciles[-1]) == (ranked[0], ranked[-1])
+    assert deciles == sorted(deciles)
+    for tenth, value in enumerate(deciles):
+        at = tenth * (len(ranked) - 1) / 10  # position among the ranked, from 0
+        below, above = ranked[int(at)], ranked[min(int(at) + 1, len(ranked) - 1)]
+        assert value == pytest.approx(below + (at - int(at)) * (above - below))
+
+
+def test_without_accuracies_there_are_no_deciles() -> None:
+    evaluation = FederatedEvaluation(max_examples=100)
+    evaluation.add(Evaluation(10, {"loss": 1.0}))
+    evaluation.add(Refusal("no-data", ""))
+    assert evaluation.summary(2)["accuracy_deciles"] is None
 
 
 def test_nobody_answering_is_no_metrics() -> None:

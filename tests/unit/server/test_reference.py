@@ -115,3 +115,20 @@ def test_half_of_scaffold_is_refused() -> None:
     }
     with pytest.raises(ConfigError, match="late update"):
         build(ServerConfig, both)
+
+
+@pytest.mark.parametrize("method", ["fednova", "scaffold"])
+def test_methods_that_count_gradient_steps_refuse_adam(method: str) -> None:
+    from fedge.errors import ConfigError
+
+    term = "scaffold" if method == "scaffold" else "none"
+    sections = {
+        "aggregation": {"aggregator": method},
+        "train": {"client_term": term, "optimizer": "adam"},
+    }
+    with pytest.raises(
+        ConfigError, match=r'^train\.optimizer: .* takes clients that train with "sgd"'
+    ):
+        build(ServerConfig, sections)
+    sections["train"]["optimizer"] = "sgd"
+    assert build(ServerConfig, sections).aggregation.aggregator == method

@@ -1,10 +1,14 @@
 """The in-process grid does what a SuperLink with its nodes would."""
 
+from collections.abc import Collection, Mapping, Sequence
+
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from simulation.grid import CLIENT_APP_ERROR, FIRST_NODE_ID, SimulationGrid
+from server.round_intake import CLIENT_APP_ERROR
+from simulation.grid import SimulationGrid
+from simulation.nodes import FIRST_NODE_ID, client_of
 
 TEXT = "text"
 
@@ -61,7 +65,7 @@ def test_each_message_gets_one_reply_that_names_it_and_comes_once() -> None:
     replies = list(grid.pull_messages(reversed(ids)))
     assert [answer_of(reply)["value"] for reply in replies] == ["c", "b", "a"]
     assert [reply.metadata.reply_to_message_id for reply in replies] == ids[::-1]
-    sources = [reply.metadata.src_node_id - FIRST_NODE_ID for reply in replies]
+    sources = [client_of(reply.metadata.src_node_id) for reply in replies]
     assert sources == [0, 1, 0]
     assert len({reply.metadata.message_id for reply in replies} | set(ids)) == 6
     assert list(grid.pull_messages(ids)) == []
@@ -111,27 +115,64 @@ def test_the_state_of_each_client_survives_its_messages_and_is_its_own() -> None
     assert asked == [1, 2, 1, 3]
 
 
-def test_an_unreachable_client_answers_nothing_and_is_not_run() -> None:
-    grid = SimulationGrid(
-        counting_app(), 2, reachable=lambda client, group: (client, group) != (1, "7")
-    )
-    ids = list(grid.push_messages([message_to(0, group="7"), message_to(1, group="7")]))
-    (reply,) = grid.pull_messages(ids)
-    assert answer_of(reply)["partition"] == 0
+class Scripted:
+    """A delivery whose answers come when the test says so.
+
+    Attributes:
+        there: clients that are connected.
+        lost: clients that never answer.
+        late: clients whose answers have not come yet.
+    """
+
+    def __init__(self, there: Collection[int]) -> None:
+        self.there = there
+        self.lost: set[int] = set()
+        self.late: set[int] = set()
+        self._client: dict[str, int] = {}
+
+    def nodes(self) -> Sequence[int]:
+        return [FIRST_NODE_ID + client for client in self.there]
+
+    def ask(self, messages: Mapping[str, Message]) -> Collection[str]:
+        clients = {key: client_of(each.metadata.dst_node_id) for key, each in messages.items()}
+        self._client.update(clients)
+        return [key for key, client in clients.items() if client not in self.lost]
+
+    def arrived(self, message_ids: Sequence[str]) -> list[str]:
+        come = [key for key in message_ids if self._client[key] not in self.late]
+        return sorted(come, key=lambda key: self._client[key])
+
+
+def test_those_are_connected_that_the_delivery_says_are() -> None:
+    grid = SimulationGrid(counting_app(), 5, delivery=Scripted([1, 4]))
+    assert list(grid.get_node_ids()) == [FIRST_NODE_ID + 1, FIRST_NODE_ID + 4]
+
+
+def test_a_client_is_run_when_its_answer_comes_and_not_before() -> None:
+    delivery = Scripted(range(3))
+    delivery.late = {1}
+    grid = SimulationGrid(counting_app(), 3, delivery=delivery)
+    ids = list(grid.push_messages([message_to(client) for client in (2, 1, 0)]))
+    replies = [answer_of(reply) for reply in grid.pull_messages(ids)]
+    assert [reply["partition"] for reply in replies] == [0, 2]  # in the order of arrival
     assert list(grid.pull_messages(ids)) == []
-    (later,) = grid.send_and_receive([message_to(1, group="8")])
-    assert answer_of(later)["asked"] == 1
+    delivery.late = set()
+    (late,) = grid.pull_messages(ids)
+    assert answer_of(late)["partition"] == 1
+    assert answer_of(late)["asked"] == 1
 
 
 def test_what_an_unreachable_client_was_asked_is_not_kept_for_it() -> None:
-    connected: set[int] = set()
-    grid = SimulationGrid(counting_app(), 1, reachable=lambda client, _: client in connected)
-    ids = list(grid.push_messages([message_to(0)]))
+    delivery = Scripted(range(2))
+    delivery.lost = {1}
+    grid = SimulationGrid(counting_app(), 2, delivery=delivery)
+    ids = list(grid.push_messages([message_to(0), message_to(1)]))
+    (reply,) = grid.pull_messages(ids)
+    assert answer_of(reply)["partition"] == 0
+    delivery.lost = set()
     assert list(grid.pull_messages(ids)) == []
-    connected.add(0)
-    assert list(grid.pull_messages(ids)) == []
-    (reply,) = grid.send_and_receive([message_to(0)])
-    assert answer_of(reply)["asked"] == 1
+    (later,) = grid.send_and_receive([message_to(1)])
+    assert answer_of(later)["asked"] == 1
 
 
 def test_a_message_made_by_the_grid_is_delivered_like_any_other() -> None:
@@ -148,7 +189,7 @@ def test_whoever_listens_knows_all_that_are_asked_before_the_first_answers() -> 
     grid = SimulationGrid(
         counting_app(),
         3,
-        on_push=lambda message: heard.append(message.metadata.dst_node_id - FIRST_NODE_ID),
+        on_push=lambda message: heard.append(client_of(message.metadata.dst_node_id)),
     )
     ids = list(grid.push_messages([message_to(2), message_to(0)]))
     assert heard == [2, 0]

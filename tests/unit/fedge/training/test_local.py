@@ -76,6 +76,34 @@ def test_sgd_equals_a_loop_written_by_hand(trainer: LocalTrainer, examples: Exam
     assert result.seconds > 0
 
 
+def test_adam_equals_its_formulas_written_by_hand(
+    trainer: LocalTrainer, examples: Examples
+) -> None:
+    hyper = replace(HYPER, optimizer="adam", momentum=0.0, learning_rate=0.01, weight_decay=0.1)
+    parent = trainer.initial_weights(0)
+    draws = Draws.seeded(5)
+    draws.seed()
+    epochs = [draws.permutation(20).tolist() for _ in range(3)]
+    weights = torch.tensor(parent, dtype=torch.float64)
+    mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
+    model = Digits().build_model()
+    batches = [epoch[start : start + 8] for epoch in epochs for start in (0, 8, 16)]
+    for step, batch in enumerate(batches, start=1):
+        write_vector(model, trainer.layout, weights.float().numpy())
+        model.zero_grad()
+        outputs = model(torch.tensor(examples.inputs[batch]))
+        loss = nn.functional.cross_entropy(outputs, torch.tensor(examples.targets[batch]))
+        loss.backward()  # type: ignore[no-untyped-call]
+        slopes = [value.grad.flatten() for value in model.parameters() if value.grad is not None]
+        gradient = torch.cat(slopes).double() + 0.1 * weights
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        scale = (square / (1 - 0.999**step)).sqrt() + 1e-8
+        weights = weights - 0.01 * mean / (1 - 0.9**step) / scale
+    result = trainer.train(parent, examples, hyper, draws=Draws.seeded(5))
+    np.testing.assert_allclose(parent + result.delta, weights.numpy(), atol=1e-5)
+
+
 def test_training_learns(trainer: LocalTrainer) -> None:
     data = Digits().cloud_data()
     parent = trainer.initial_weights(0)

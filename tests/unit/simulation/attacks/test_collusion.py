@@ -11,7 +11,7 @@ from fedge.messages import EncodedUpdate, Refusal, WeightsRequest
 from fedge.params import Layout
 from fedge.settings import Hyperparameters
 from simulation.attacks.collusion import Collusion
-from simulation.grid import FIRST_NODE_ID
+from simulation.nodes import FIRST_NODE_ID
 
 LAYOUT = Layout(("w",), ((3,),))
 REQUEST = WeightsRequest("run", 1, 2, LAYOUT, np.zeros(3, np.float32), Hyperparameters())

@@ -1,0 +1,157 @@
+"""Which backend trains a cohort: those that can are timed on real members, the fastest is kept.
+
+Processes that share a cache folder agree: one measures while the others wait for what it found.
+So one run trains with one backend, whatever the number of its workers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from fedge.durable import write_atomically
+from fedge.params import Vector
+from fedge.settings import Hyperparameters
+from fedge.training.cohort_contracts import Backend, Batches, CohortSettings
+from fedge.training.local import LocalResult
+
+_BUDGET_S = 0.25
+_MOST_CLIENTS = 64
+_GROWTH = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend and why it was taken.
+
+    Attributes:
+        rates: clients/s of each backend that was measured.
+        reasons: why others were not, by name.
+    """
+
+    name: str
+    rates: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return one line for the log."""
+        others = sorted(self.rates.keys() - {self.name}, key=lambda name: -self.rates[name])
+        parts = [f"{name} {self.rates[name]:,.0f}" for name in others]
+        parts += [f"not {name}: {reason}" for name, reason in sorted(self.reasons.items())]
+        if self.name in self.rates:
+            first = f"{self.rates[self.name]:,.0f} clients/s"
+            parts[:0] = [first]
+        return f"{self.name} ({'; '.join(parts)})" if parts else self.name
+
+
+def choice_key(
+    layout_digest: str, hyper: Hyperparameters, private: bool, settings: CohortSettings
+) -> str:
+    """Return the digest of everything that a measurement depends on."""
+    facts = (
+        layout_digest,
+        (hyper.batch_size, hyper.local_epochs, hyper.optimizer, hyper.client_term),
+        (hyper.momentum > 0, hyper.weight_decay > 0, private),
+        (settings.precision, settings.device, settings.memory_mib),
+        (torch.__version__, torch.get_num_threads(), _cpu_name()),
+    )
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def measure(
+    backends: Mapping[str, Backend],
+    parent: Vector,
+    members: Sequence[Batches],
+    hyper: Hyperparameters,
+) -> Choice | None:
+    """Return the fastest of the backends; None where none of them trained a member.
+
+    Args:
+        members: real ones; taken in turns where a backend is fast enough for more.
+    """
+    rates, reasons = {}, {}
+    for name, backend in backends.items():
+        try:
+            rate = _rate(backend, parent, members, hyper)
+        except Exception as error:  # what a model does inside a backend is not foreseeable
+            reasons[name] = describe(error)
+            continue
+        if rate > 0:
+            rates[name] = rate
+        else:
+            reasons[name] = "it trained none of the members"
+    return Choice(max(rates, key=lambda name: rates[name]), rates, reasons) if rates else None
+
+
+def describe(error: Exception) -> str:
+    """Return an error's kind and first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def _rate(
+    backend: Backend, parent: Vector, members: Sequence[Batches], hyper: Hyperparameters
+) -> float:
+    """Return clients/s once warm, with as many clients as the budget allows."""
+    backend.train(parent, members[:1], hyper)
+    count, spent = 1, 0.0
+    while True:
+        chosen = [members[at % len(members)] for at in range(count)]
+        began = time.perf_counter()
+        outcomes = backend.train(parent, chosen, hyper)
+        elapsed = time.perf_counter() - began
+        spent += elapsed
+        good = sum(isinstance(outcome, LocalResult) for outcome in outcomes)
+        if count >= _MOST_CLIENTS or spent + _GROWTH * elapsed > _BUDGET_S:
+            return good / elapsed
+        count *= _GROWTH
+
+
+def read_choice(cache: Path | None, key: str) -> Choice | None:
+    """Return what was measured before, or None; an unreadable file counts as none."""
+    if cache is None:
+        return None
+    try:
+        return Choice(**json.loads(_path(cache, key).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_choice(cache: Path | None, key: str, choice: Choice) -> None:
+    """Keep a choice for other processes."""
+    if cache is not None:
+        write_atomically(_path(cache, key), json.dumps(asdict(choice), indent=1).encode())
+
+
+@contextmanager
+def one_at_a_time(cache: Path | None, key: str) -> Iterator[None]:
+    """Let one process measure, while others with the same cache wait."""
+    if cache is None:
+        yield
+        return
+    cache.mkdir(parents=True, exist_ok=True)
+    with _path(cache, key).with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _path(cache: Path, key: str) -> Path:
+    return cache / f"{key}.json"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else f"{platform.machine()} {platform.processor()}"

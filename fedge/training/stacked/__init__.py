@@ -1,0 +1,1 @@
+"""Clients trained side by side: their weights are stacked and every product is batched."""
