@@ -12,7 +12,6 @@ import logging
 import multiprocessing
 import signal
 import traceback
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
@@ -24,15 +23,12 @@ from fedge.messages import Evaluation, Refusal, WeightsRequest
 from fedge.task import Task
 from server.cohorts import CohortRequest
 from simulation.engine.contracts import Run, ShardResult
+from simulation.engine.run_order import RunOrder
 from simulation.engine.shard_runner import ShardRunner
 from simulation.settings import SimulateConfig
 
 log = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 2
-"""A run whose worker was killed is done again once; it is not the run's fault for sure."""
-_AHEAD = 2
-"""Runs a worker that may be done before those in front of them are merged: bounds the memory."""
 _GRACE_S = 5.0
 
 
@@ -90,24 +86,13 @@ class ProcessPool:
         while len(self._workers) < self.num_workers:
             self._workers.append(self._start())
         self._num_requests += 1
-        waiting = deque(range(len(runs)))
-        attempts = [0] * len(runs)
-        done: dict[int, Any] = {}
-        merged = 0
+        order = RunOrder(len(runs), self.num_workers)
         try:
-            while merged < len(runs):
-                self._hand_out(kind, request, runs, waiting, attempts, merged)
+            while not order.finished:
+                self._hand_out(kind, request, runs, order)
                 for worker in self._ready():
-                    index = worker.index
-                    assert index is not None
-                    found = self._receive(worker, runs[index], attempts[index])
-                    if found is None:
-                        waiting.appendleft(index)
-                    else:
-                        done[index] = found[0]
-                while merged in done:
-                    yield done.pop(merged)
-                    merged += 1
+                    self._receive(worker, runs, order)
+                yield from order.results()
         finally:
             # Whoever still works for a reader that left would answer the next request, which
             # starts others in their place.
@@ -115,20 +100,11 @@ class ProcessPool:
                 self._end(worker)
                 self._workers.remove(worker)
 
-    def _hand_out(
-        self,
-        kind: str,
-        request: Any,
-        runs: Sequence[Run],
-        waiting: deque[int],
-        attempts: list[int],
-        merged: int,
-    ) -> None:
+    def _hand_out(self, kind: str, request: Any, runs: Sequence[Run], order: RunOrder) -> None:
         for worker in [each for each in self._workers if each.index is None]:
-            if not waiting or waiting[0] >= merged + _AHEAD * self.num_workers:
+            index = order.take()
+            if index is None:
                 return
-            index = waiting.popleft()
-            attempts[index] += 1
             # The weights travel once a request, not once a run.
             known = worker.request == self._num_requests
             worker.request, worker.index = self._num_requests, index
@@ -139,27 +115,27 @@ class ProcessPool:
         busy = {worker.pipe: worker for worker in self._workers if worker.index is not None}
         return [busy[pipe] for pipe in connection.wait(list(busy))]  # type: ignore[index]
 
-    def _receive(self, worker: _Worker, run: Run, attempt: int) -> tuple[Any] | None:
-        """Return a run's result; None where its worker was killed and another is to try."""
+    def _receive(self, worker: _Worker, runs: Sequence[Run], order: RunOrder) -> None:
+        """Take a run's result; a run whose worker was killed is handed out again."""
+        index, worker.index = worker.index, None
+        assert index is not None
         try:
             result, failure = worker.pipe.recv()
         except (EOFError, OSError):
             worker.process.join(_GRACE_S)
-            code = worker.process.exitcode
-            worker.index = None
-            self._replace(worker)
+            clients = runs[index].clients
             text = (
-                f"a worker process ended with {code} while it trained clients {run.clients[0]} to "
-                f"{run.clients[-1]}; if memory ran out, lower engine.workers or engine.memory_mib"
+                f"a worker process ended with {worker.process.exitcode} while it trained clients "
+                f"{clients[0]} to {clients[-1]}; if memory ran out, lower engine.workers or "
+                "engine.memory_mib"
             )
-            if attempt >= MAX_ATTEMPTS:
-                raise TransportError(text) from None
+            self._replace(worker)
+            order.lost(index, text)
             log.warning("%s; another one does them again", text)
-            return None
-        worker.index = None
+            return
         if failure:
             raise TransportError(f"a worker process failed:\n{failure}")
-        return (result,)
+        order.put(index, result)
 
     def _replace(self, worker: _Worker) -> None:
         self._end(worker)
