@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ class CohortSimulationGrid(SimulationGrid):
         self._times = times
         self._figures = figures
         self._in_time = InVirtualTime(times, config.num_clients, figures)
-        self._round = 0
+        self._answer_s = 0.0
         super().__init__(app, config.num_clients, delivery=self._in_time, on_push=on_push)
 
     @property
@@ -90,6 +91,13 @@ class CohortSimulationGrid(SimulationGrid):
 
     def take_round_metrics(self, round: int) -> dict[str, Any]:
         """Return the round's figures, and write down where virtual time stands after it."""
-        self._in_time.close_round()
+        self._in_time.close_round(self._answer_s)
+        self._answer_s = 0.0
         self._times.keep(round)
         return {"simulation": self._figures.take(self._times.clock.monotonic())}
+
+    def _answer(self, client: int, message: Message) -> Message:
+        began = time.monotonic()
+        reply = super()._answer(client, message)
+        self._answer_s += time.monotonic() - began
+        return reply

@@ -115,8 +115,12 @@ class InVirtualTime:
             del self._arrives_s[key]
         return there
 
-    def close_round(self) -> None:
-        """Tell the figures what the round's training cost, as it stands now."""
+    def close_round(self, seconds: float) -> None:
+        """Tell the figures what the round's training cost, as it stands now.
+
+        Args:
+            seconds: real ones that the clients took.
+        """
         now = self._times.clock.monotonic()
         outcomes: Counter[str] = Counter()
         for schedule in self._asked:
@@ -125,7 +129,7 @@ class InVirtualTime:
                 outcomes[LATE if code == Outcome.OK and finish_s > now else label] += 1
         self._figures.note_training(
             num_clients=outcomes[Outcome.OK.label],
-            seconds=0.0,
+            seconds=seconds,
             outcomes=dict(outcomes),
             bytes_down=round(sum(float(s.bytes_down.sum()) for s in self._asked)),
             bytes_up=round(sum(float(s.bytes_up.sum()) for s in self._asked)),

@@ -12,9 +12,14 @@ _KIB = 1024
 
 
 class RoundFigures:
-    """Collects the figures of the open round, for its line in ``metrics.jsonl``."""
+    """Collects the figures of the open round, for its line in ``metrics.jsonl``.
+
+    Memory is that of all processes when the round ends; the peak is the largest so far, or the most
+    that this process ever held.
+    """
 
     def __init__(self) -> None:
+        self._peak_rss_bytes = 0
         self._begin()
 
     def note_training(
@@ -39,6 +44,8 @@ class RoundFigures:
         Args:
             virtual_s: where virtual time stands at the round's end.
         """
+        rss_bytes = tree_rss_bytes()
+        self._peak_rss_bytes = max(self._peak_rss_bytes, rss_bytes or 0, peak_rss_bytes())
         speed = self._num_clients / self._seconds if self._seconds > 0 else None
         figures = {
             "virtual_s": virtual_s,
@@ -46,8 +53,8 @@ class RoundFigures:
             "bytes_up": self._bytes_up,
             "outcomes": {name: num for name, num in self._outcomes.items() if num},
             "clients_per_s": speed,
-            "rss_bytes": tree_rss_bytes(),
-            "peak_rss_bytes": peak_rss_bytes(),
+            "rss_bytes": rss_bytes,
+            "peak_rss_bytes": self._peak_rss_bytes,
         }
         self._begin()
         return figures

@@ -19,6 +19,7 @@ from fedge.task import Task, load_task
 from server.checkpoint import CheckpointStore
 from server.federation import run_federation
 from simulation.cohort_grid import CohortSimulationGrid
+from simulation.engine.absent import AbsentClients
 from simulation.engine.cohort_engine import CohortEngine
 from simulation.engine.pools import make_pool
 from simulation.jsonl import read_jsonl
@@ -107,7 +108,8 @@ def _grid(config: SimulateConfig, task: Task) -> Iterator[CohortSimulationGrid]:
     times, figures = VirtualTime(config, task, last_committed=last_committed), RoundFigures()
     with closing(store), closing(make_pool(config, task)) as pool:
         population = Population(config, task, store)
-        engine = CohortEngine(config, pool, store, times, figures)
+        absent = AbsentClients(config, task, store)
+        engine = CohortEngine(config, pool, store, times, figures, absent)
         app = make_client_app(population.participant_for)
         yield CohortSimulationGrid(config, app, engine, times, figures, on_push=population.overhear)
 

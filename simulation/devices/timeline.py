@@ -66,6 +66,11 @@ class Arrivals:
         self.num_taken += len(taken)
         return self._schedule.clients[taken]
 
+    @property
+    def taken(self) -> Ids:
+        """The clients that `next` has returned so far."""
+        return self._schedule.clients[self._order[: self.num_taken]]
+
     def ends_at(self, num_taken: int, *, filled: bool) -> float:
         """Return the virtual second at which the round ends.
 

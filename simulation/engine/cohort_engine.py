@@ -15,6 +15,7 @@ from server.cohort_round import largest_only
 from server.cohorts import CohortReport, CohortRequest
 from simulation.devices.hashing import Ids
 from simulation.devices.timeline import LATE, Arrivals
+from simulation.engine.absent import AbsentClients
 from simulation.engine.contracts import SHARD_SIZE, Run, ShardResult, WorkerPool
 from simulation.nodes import client_of, node_of
 from simulation.round_figures import RoundFigures
@@ -38,6 +39,7 @@ class CohortEngine:
         store: what clients carry from round to round.
         times: the devices and their time.
         figures: told what a round cost.
+        absent: charges those who were asked and not trained.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class CohortEngine:
         store: StateStore,
         times: VirtualTime,
         figures: RoundFigures,
+        absent: AbsentClients,
     ) -> None:
         self._config = config
         self._pool = pool
         self._store = store
         self._times = times
         self._figures = figures
+        self._absent = absent
 
     def train(
         self, request: CohortRequest, merge: Callable[[PartialAggregate], None]
@@ -80,6 +84,8 @@ class CohortEngine:
         filled = tally.num_accepted >= request.target
         self._times.clock.advance_to(arrivals.ends_at(arrivals.num_taken, filled=filled))
         self._times.note_busy(schedule)
+        trained = arrivals.taken
+        self._absent.charge(request, np.setdiff1d(clients, trained).tolist())
         outcomes = arrivals.outcomes(arrivals.num_taken)
         self._figures.note_training(
             num_clients=arrivals.num_taken,
@@ -135,7 +141,7 @@ class _Tally:
         self.num_accepted += shard.partial.num_updates
         self._refused += shard.refused
         spent = {node_of(client): value for client, value in shard.epsilon.items()}
-        self._epsilon = largest_only({**self._epsilon, **spent})
+        self._epsilon.update(spent)
         self._exhausted.update(map(node_of, shard.exhausted))
         self._num_bits += shard.num_bits
         self._distortion += shard.distortion
@@ -155,7 +161,7 @@ class _Tally:
             num_accepted=self.num_accepted,
             num_late=num_late,
             refused=self._refused,
-            epsilon=self._epsilon,
+            epsilon=largest_only(self._epsilon),
             exhausted=self._exhausted,
             cost=cost,
             failure=self._failure,

@@ -11,14 +11,14 @@ import gc
 import logging
 import multiprocessing
 import signal
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
+from traceback import format_exc
 from typing import Any
 
 from fedge.children import die_with_parent
-from fedge.errors import TransportError
+from fedge.errors import FedgeError, TaskError, TransportError
 from fedge.messages import Evaluation, Refusal, WeightsRequest
 from fedge.task import Task
 from server.cohorts import CohortRequest
@@ -127,14 +127,14 @@ class ProcessPool:
             text = (
                 f"a worker process ended with {worker.process.exitcode} while it trained clients "
                 f"{clients[0]} to {clients[-1]}; if memory ran out, lower engine.workers or "
-                "engine.memory_mib"
+                "engine.memory_mib; a task that is defined in a notebook needs engine.workers = 1"
             )
             self._replace(worker)
             order.lost(index, text)
             log.warning("%s; another one does them again", text)
             return
-        if failure:
-            raise TransportError(f"a worker process failed:\n{failure}")
+        if failure is not None:
+            raise failure
         order.put(index, result)
 
     def _replace(self, worker: _Worker) -> None:
@@ -174,7 +174,9 @@ def _work(pipe: connection.Connection[Any, Any], config: SimulateConfig, task: T
             request = request if fresh is None else fresh
             try:
                 work = runner.train if kind == "train" else runner.evaluate
-                answer: tuple[Any, str] = (work(request, run), "")
+                answer: tuple[Any, FedgeError | None] = (work(request, run), None)
+            except TaskError as error:
+                answer = (None, error)
             except Exception:  # boundary: told to the driver, which raises it
-                answer = (None, traceback.format_exc())
+                answer = (None, TransportError(f"a worker process failed:\n{format_exc()}"))
             pipe.send(answer)

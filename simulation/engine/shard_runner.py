@@ -7,9 +7,11 @@ training itself is done for many clients in one call.
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from aggregation.codecs import decode_payload
 from aggregation.gate import UpdateGate
@@ -31,6 +33,15 @@ from simulation.nodes import node_of
 from simulation.settings import SimulateConfig
 
 log = logging.getLogger(__name__)
+
+
+def measurements_folder() -> Path:
+    """Return where this machine's measurements of backends are kept, for every run alike.
+
+    So two runs of one configuration train with the same backend, and give the same result.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "fedge" / "backends"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +74,7 @@ class ShardRunner:
             precision=engine.precision,
             device=engine.device,
             memory_mib=engine.memory_mib,
-            cache=config.server.run_dir / "backends",
+            cache=measurements_folder(),
         )
         self._trainer = CohortTrainer(task, settings)
         self._evaluator: LocalTrainer | None = None

@@ -159,5 +159,7 @@ def test_the_splits_of_a_client_are_stable_and_disjoint() -> None:
     assert len(train) + len(holdout) == len(whole)
     assert 0 < len(holdout) < len(train)
     assert np.array_equal(train.inputs, split_client_data(task, 1, 4, "train").inputs)
+    everything = split_client_data(task, 1, 4, "train", holdout_fraction=0.0)
+    assert np.array_equal(everything.inputs, task.client_data(1, 4).inputs)
     together = np.concatenate([train.inputs, holdout.inputs])
     assert np.array_equal(np.sort(together, axis=0), np.sort(whole.inputs, axis=0))

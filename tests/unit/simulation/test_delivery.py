@@ -114,10 +114,10 @@ def test_a_round_counts_who_was_late_and_what_travelled(tmp_path: Path) -> None:
     ids = list(delivery.ask(messages_to([0, 1, 2, 3])))
     delivery.clock.sleep(2.5)
     delivery.arrived(ids)
-    delivery.close_round()
+    delivery.close_round(2.0)
     found = figures.take(delivery.clock.monotonic())
     size_bytes = LocalTrainer(TinyTask()).layout.size_bytes
     assert found["outcomes"] == {"ok": 2, "late": 2}
     assert found["bytes_down"] == found["bytes_up"] == 4 * size_bytes
-    delivery.close_round()
+    delivery.close_round(2.0)
     assert figures.take(2.5)["outcomes"] == {}

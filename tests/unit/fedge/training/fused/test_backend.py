@@ -20,7 +20,7 @@ from fedge.privacy.planning import DpPlan
 from fedge.settings import Hyperparameters
 from fedge.task import Examples
 from fedge.training.cohort_contracts import CohortMember
-from fedge.training.fused import backend as fused_backend
+from fedge.training.fused import group as fused_group
 from fedge.training.local import LocalResult, LocalTrainer
 from tests.unit.fedge.training.cohorts import alone, assert_equal, plan, random_corrections
 from tests.unit.fedge.training.fused.chains import (
@@ -45,7 +45,7 @@ METHODS = {
     "scaffold": replace(HYPER, client_term="scaffold", weight_decay=0.01),
 }
 MODELS = [cnn, LeNet, smooth, partly_frozen]
-SIZES = (9, 1, 8)
+SIZES = (9, 1, 8, 17, 8, 6)
 
 
 def cohort(method: str, private: bool, layout: Layout) -> list[CohortMember]:
@@ -136,7 +136,7 @@ def test_layers_apply_to_the_last_dimension_of_longer_examples(private: bool) ->
 
 def test_a_large_private_batch_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     task, plans = Images(model=LeNet), DpPlan(0.4, 0.9, 3, 0.5, 1e-5, 9.0)
-    monkeypatch.setattr(fused_backend, "MAX_PHYSICAL_BATCH", 4)
+    monkeypatch.setattr(fused_group, "MAX_PHYSICAL_BATCH", 4)
     found = train(task, [replace(members((12,))[0], plan=plans)], HYPER)
     local = LocalTrainer(task)
     again = [replace(members((12,))[0], plan=plans)]
