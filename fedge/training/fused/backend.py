@@ -1,44 +1,42 @@
-"""The backend `fused`: one client after another, by a program of written-out steps."""
+"""The backend `fused`: a few clients at a time, by a program of written-out steps."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedge.errors import TaskError
 from fedge.params import Layout, Vector
-from fedge.privacy.planning import DpPlan
 from fedge.settings import Hyperparameters
 from fedge.task import Task
-from fedge.training.batches import check_finite
 from fedge.training.cohort_contracts import BACKENDS, Batches, CohortSettings, Outcome
-from fedge.training.dpsgd import MAX_PHYSICAL_BATCH
+from fedge.training.fused.group import Group
 from fedge.training.fused.losses import LossGradient
 from fedge.training.fused.optimizers import FLAT_OPTIMIZERS
 from fedge.training.fused.program import Program
 from fedge.training.local import DIVERGED, LocalResult
-from fedge.training.progress import Progress
-from fedge.training.terms import TERMS, ClientTerm, TermContext
+from fedge.training.sgd import trained_parameters
 from fedge.weights import layout_of
 
-_NORM_GUARD = 1e-6
-"""Opacus adds this to a norm before it divides by it; the device does what Opacus does."""
+_MAX_CLIENTS = 4
+"""More would leave the core's cache: the time of convolutions grows again from 6 clients on."""
 
-_FLAT = "weights"
+_MAX_PARAMETERS = 1 << 22
+"""From so many on, weights fill the cache and a client goes alone."""
 
 
 @BACKENDS.register("fused")
 class FusedBackend:
-    """Trains chains of layers without autograd, on one flat vector of weights.
+    """Trains chains of layers without autograd, a few clients side by side.
 
     Args:
-        model: read once for its layers and their options.
+        model: read for its layers and their options.
     """
 
     name = "fused"
@@ -46,11 +44,14 @@ class FusedBackend:
     def __init__(
         self, task: Task, model: nn.Module, layout: Layout, settings: CohortSettings
     ) -> None:
-        self._task, self._model, self._layout, self._settings = task, model, layout, settings
+        self._model, self._layout, self._settings = model, layout, settings
+        self._losses = LossGradient(task)
 
     @cached_property
     def _program(self) -> Program:
-        return Program(self._model, self._layout)
+        size = sum(parameter.numel() for parameter in trained_parameters(self._model))
+        num_clients = _MAX_CLIENTS if size <= _MAX_PARAMETERS else 1
+        return Program(self._model, self._layout, num_clients)
 
     def reason_against(
         self,
@@ -63,10 +64,8 @@ class FusedBackend:
             return "it trains in float32 on the CPU"
         if hyper.optimizer not in FLAT_OPTIMIZERS:
             return f"it has no optimiser {hyper.optimizer!r}"
-        if any(True for _ in model.buffers()):
-            return "the model has buffers, which its own code may change"
         try:
-            Program(model, layout_of(model))
+            Program(model, layout_of(model), 1)
         except TaskError as error:
             return str(error)
         return ""
@@ -74,103 +73,77 @@ class FusedBackend:
     def train(
         self, parent: Vector, members: Sequence[Batches], hyper: Hyperparameters
     ) -> list[Outcome]:
-        """Train all members, one after another; outcomes are in their order."""
+        """Train all members; outcomes are in their order."""
         began = time.monotonic()
-        losses = LossGradient(self._task)
-        outcomes: list[Outcome] = []
+        outcomes: dict[int, Outcome] = {}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for member in members:
-                try:
-                    outcomes.append(self._train_one(losses, parent, member, hyper))
-                except TaskError as error:
-                    outcomes.append(error)
-                except Exception as error:  # the task is the user's, and others are to be trained
-                    text = f"training failed: {type(error).__name__}: {error}"
-                    outcomes.append(TaskError(text))
+            for group in self._groups(parent, members):
+                found = self._train_or_split(parent, [members[at] for at in group], hyper)
+                outcomes |= dict(zip(group, found, strict=True))
         share = (time.monotonic() - began) / max(len(members), 1)
-        return [_with_seconds(outcome, share) for outcome in outcomes]
+        return [_with_seconds(outcomes[at], share) for at in range(len(members))]
 
-    def _train_one(
-        self, losses: LossGradient, parent: Vector, member: Batches, hyper: Hyperparameters
-    ) -> LocalResult:
+    def _groups(self, parent: Vector, members: Sequence[Batches]) -> list[list[int]]:
+        """Return members of similar length together, those with the most steps first."""
+        order = sorted(
+            range(len(members)),
+            key=lambda at: (-len(members[at].steps), -len(members[at].inputs)),
+        )
+        size = len(self._program.weights)
+        if self._program.is_random or not self._has_plain_loss(parent, members):
+            size = 1
+        num_groups = -(-len(order) // size)
+        return [part.tolist() for part in np.array_split(order, num_groups) if len(part)]
+
+    def _has_plain_loss(self, parent: Vector, members: Sequence[Batches]) -> bool:
+        """Tell whether the loss is known well enough to be taken for several clients at once."""
+        if self._losses.is_plain is None and members:
+            try:
+                self._program.load(parent, 1)
+                outputs = self._program.forward(members[0].inputs[None, :1])
+                self._losses(outputs, members[0].targets[None, :1], torch.ones(1, 1))
+            except Exception:  # the task is the user's; the client's own training will say
+                return False
+        return bool(self._losses.is_plain)
+
+    def _train_or_split(
+        self, parent: Vector, members: list[Batches], hyper: Hyperparameters
+    ) -> list[Outcome]:
+        """Train a group; if the task raises, find out whose fault it is."""
+        try:
+            return self._train_group(parent, members, hyper)
+        except TaskError as error:
+            failure = error
+        except Exception as error:  # the task is the user's, and others are still to be trained
+            failure = TaskError(f"training failed: {type(error).__name__}: {error}")
+        if len(members) == 1:
+            return [failure]
+        return [self._train_or_split(parent, [member], hyper)[0] for member in members]
+
+    def _train_group(
+        self, parent: Vector, members: list[Batches], hyper: Hyperparameters
+    ) -> list[Outcome]:
         program = self._program
-        program.load(parent)
-        run = _Run(losses, program, member, program.prepare(member.inputs))
-        optimizer = FLAT_OPTIMIZERS[hyper.optimizer](hyper)
-        term = _flat_term(program, hyper, member.correction)
-        torch.default_generator.manual_seed(member.seed)
-        for number, positions in enumerate(member.steps):
-            if member.plan is None:
-                run.set_gradient(positions)
-            else:
-                assert member.noise is not None
-                run.set_noisy_gradient(positions, member.plan, member.noise[number])
+        start = program.load(parent, len(members))
+        group = Group(program, self._losses, members)
+        term, optimizer = group.make_term(hyper), FLAT_OPTIMIZERS[hyper.optimizer](hyper)
+        # A group of several draws nothing.
+        torch.default_generator.manual_seed(members[0].seed)
+        for step in range(len(members[0].steps)):
+            active = group.set_gradients(step)
             term.add_to_gradients()
-            optimizer.step(program.weights, program.gradient)
-            run.progress.num_steps += 1
-        start = program.gather(parent)
-        delta = program.scatter(program.weights - start, np.zeros_like(parent))
-        if not np.isfinite(delta).all():
-            raise TaskError(DIVERGED)
-        return LocalResult(delta, run.progress.num_steps, 0.0, run.progress.loss)
-
-
-class _Run:
-    """One member's gradients, batch by batch.
-
-    Args:
-        inputs: as the program prepared them.
-    """
-
-    def __init__(
-        self, losses: LossGradient, program: Program, member: Batches, inputs: Tensor
-    ) -> None:
-        self._losses, self._program = losses, program
-        self._inputs, self._targets = inputs, member.targets
-        self.progress = Progress()
-
-    def set_gradient(self, positions: Tensor) -> None:
-        """Set the program's gradient to that of the batch's mean loss."""
-        losses, grad = self._loss_gradient(positions, 1 / len(positions))
-        self._count(losses, positions, "loss")
-        self._program.backward(grad)
-
-    def set_noisy_gradient(self, positions: Tensor, plan: DpPlan, normals: Tensor) -> None:
-        """Set it to (sum of clipped gradients + noise) / public expected batch."""
-        program = self._program
-        total = torch.zeros_like(program.gradient)
-        for part in torch.split(positions, MAX_PHYSICAL_BATCH) if len(positions) else ():
-            losses, grad = self._loss_gradient(part, 1.0)
-            norms = program.norms(grad)
-            check_finite(norms, part, "gradient", self.progress.num_steps)
-            program.weighted((plan.clip_norm / (norms + _NORM_GUARD)).clamp_(max=1.0))
-            total += program.gradient
-            self.progress.add_losses(losses)
-        noise = normals * (plan.noise_multiplier * plan.clip_norm)
-        program.gradient.copy_(noise.add_(total).div_(plan.expected_batch))
-
-    def _loss_gradient(self, positions: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """Return each example's loss, and the outputs' gradient of their sum times a weight."""
-        outputs = self._program.forward(self._inputs, positions)
-        return self._losses(outputs, self._targets.index_select(0, positions), weight)
-
-    def _count(self, losses: Tensor, positions: Tensor, what: str) -> None:
-        total = losses.double().sum().item()
-        if not math.isfinite(total):
-            check_finite(losses, positions, what, self.progress.num_steps)
-        self.progress.num_examples += len(positions)
-        self.progress.total_loss += total
-
-
-def _flat_term(program: Program, hyper: Hyperparameters, correction: Vector | None) -> ClientTerm:
-    """Return the client term over the flat weights as if they were one parameter."""
-    flat = nn.Parameter(program.weights)
-    flat.grad = program.gradient
-    parts = None if correction is None else {_FLAT: program.gather(correction)}
-    return TERMS[hyper.client_term](TermContext({_FLAT: flat}, hyper, parts))
+            optimizer.step(program.weights[:active], program.gradient[:active])
+            if len(group.errors) == len(members):
+                break
+        outcomes: list[Outcome] = []
+        for number, progress in enumerate(group.progress):
+            delta = group.delta(number, start)
+            if number not in group.errors and not np.isfinite(delta).all():
+                group.errors[number] = TaskError(DIVERGED)
+            result = LocalResult(delta, progress.num_steps, 0.0, progress.loss)
+            outcomes.append(group.errors.get(number, result))
+        return outcomes
 
 
 def _with_seconds(outcome: Outcome, seconds: float) -> Outcome:
-    if isinstance(outcome, TaskError):
-        return outcome
-    return LocalResult(outcome.delta, outcome.num_steps, seconds, outcome.loss)
+    return outcome if isinstance(outcome, TaskError) else replace(outcome, seconds=seconds)

@@ -1,15 +1,16 @@
 """Steps of a program: layers with their forward and backward passes written out.
 
-A step works without autograd on whatever memory format it is given. What it computed in
-`forward` is kept for the `backward` that follows.
+A program trains K clients side by side, each with weights of its own. What goes from step to
+step has the shape ``[K, B, ...]`` and any memory format. Steps work without autograd; what
+`forward` computed is kept for the `backward` that follows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fedge.errors import TaskError
@@ -20,16 +21,26 @@ class NoStep(TaskError):
     """A layer has options that no step knows; the text says which."""
 
 
-@dataclass(eq=False)
 class Slot:
-    """One parameter: its value and, if it is trained, its gradient, both views of flat buffers.
+    """One parameter of all clients in work.
+
+    Args:
+        values: ``[K, ...]``, a view of the program's weights.
+        gradients: the same of its gradients; None for a frozen parameter.
 
     Attributes:
-        gradient: None for a frozen parameter.
+        value, gradient: those of the clients that still train.
     """
 
-    value: Tensor
-    gradient: Tensor | None
+    def __init__(self, values: Tensor, gradients: Tensor | None) -> None:
+        self._values, self._gradients = values, gradients
+        self.value, self.gradient = values, gradients
+
+    def activate(self, num_clients: int) -> None:
+        """Go on with the first clients only."""
+        self.value = self._values[:num_clients]
+        if self._gradients is not None:
+            self.gradient = self._gradients[:num_clients]
 
 
 class Step(Protocol):
@@ -37,51 +48,39 @@ class Step(Protocol):
 
     Attributes:
         slots: its parameters, by their name in the layer.
+        is_random: whether it draws from torch's generator, so that clients must not be mixed.
     """
 
     slots: dict[str, Slot]
-
-    def prepare(self, inputs: Tensor) -> Tensor:
-        """Bring all of a client's inputs into the form that `forward` takes; first layer only."""
-        ...
-
-    def take(self, prepared: Tensor, positions: Tensor) -> Tensor:
-        """Return what `forward` takes for a batch of prepared inputs; first layer only."""
-        ...
+    is_random: bool
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's outputs."""
         ...
 
     def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        """Set the slots' gradients; return the inputs' where they are needed."""
+        """Set the slots' gradients, summed over examples; return the inputs' where needed."""
         ...
 
     def squares(self, grad: Tensor, needs_input: bool) -> tuple[Tensor | None, Tensor | None]:
-        """Return each example's squared gradient norm, ``[B]``, and the inputs' gradient.
+        """Return each example's squared gradient norm, ``[K, B]``, and the inputs' gradient.
 
-        `grad` is each example's own, not a mean's. None for norms: the layer trains nothing.
+        None for norms: the layer trains nothing.
         """
         ...
 
     def weighted(self, coefficients: Tensor) -> None:
-        """Set the slots' gradients to the sum of the examples' times these, ``[B]``."""
+        """Set the slots' gradients to the sum of the examples' times these, ``[K, B]``."""
         ...
 
 
 class Plain:
     """A step without parameters: what it need not say itself."""
 
+    is_random = False
+
     def __init__(self) -> None:
         self.slots: dict[str, Slot] = {}
-
-    def prepare(self, inputs: Tensor) -> Tensor:
-        """Take inputs as they are."""
-        return inputs
-
-    def take(self, prepared: Tensor, positions: Tensor) -> Tensor:
-        """Copy the batch."""
-        return prepared.index_select(0, positions)
 
     def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
         """Return the inputs' gradient."""
@@ -105,13 +104,30 @@ STEPS: Registry[MakeStep] = Registry("fused layer")
 """By the layer's class name; only layers of `torch.nn` themselves, no subclass, are looked up."""
 
 
-def example_squares(gradient: Tensor) -> Tensor:
-    """Return the squared norm of each example's gradient, ``[B, ...]`` to ``[B]``."""
-    rows = gradient.flatten(1)
-    return (rows * rows).sum(1)
+def example_squares(gradients: Tensor) -> Tensor:
+    """Return the squared norm of each example's gradient, ``[K, B, ...]`` to ``[K, B]``."""
+    rows = gradients.flatten(2)
+    return (rows * rows).sum(2)
 
 
 def weighted_sum(gradients: Tensor, coefficients: Tensor, out: Tensor | None) -> None:
-    """Write the sum of the examples' gradients times their coefficients."""
+    """Write the sum of the examples' gradients, ``[K, B, ...]``, times their coefficients."""
     if out is not None:
-        out.copy_((coefficients @ gradients.flatten(1)).view(out.shape))
+        sums = torch.bmm(coefficients[:, None], gradients.flatten(2))
+        out.copy_(sums.view(out.shape))
+
+
+def as_images(x: Tensor) -> Tensor:
+    """Return ``[K, B, C, H, W]`` as ``[B, K · C, H, W]``, channels last; a view if it can be."""
+    images = x.transpose(0, 1).flatten(1, 2)
+    if images.shape[1] == 1:
+        # One channel has both formats at once: say which, or oneDNN answers in the other.
+        height, width = images.shape[2:]
+        return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def from_images(images: Tensor, num_clients: int) -> Tensor:
+    """Return ``[B, K · C, H, W]`` as a view ``[K, B, C, H, W]``."""
+    batch, channels, *size = images.shape
+    return images.view(batch, num_clients, channels // num_clients, *size).transpose(0, 1)

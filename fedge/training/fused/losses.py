@@ -29,44 +29,55 @@ class LossGradient:
     """Losses and gradients of one task: by autograd, or written out for plain cross-entropy.
 
     The first call watches what the task does.
+
+    Attributes:
+        is_plain: whether the loss is plain cross-entropy of class numbers; None before the
+            first call.
     """
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._is_plain: bool | None = None
+        self.is_plain: bool | None = None
 
-    def __call__(self, outputs: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """Return losses, ``[B]``, and the outputs' gradient of `weight` times their sum.
+    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return losses, ``[K, B]``, and the outputs' gradient of their weighted sum.
+
+        K is 1 unless the loss is plain.
+
+        Args:
+            outputs: ``[K, B, ...]``.
+            weights: ``[K, B]``.
 
         Raises:
             TaskError: the task does not give one loss an example.
         """
-        if self._is_plain:
-            return cross_entropy(outputs, targets, weight)
+        if self.is_plain:
+            flat = cross_entropy(outputs.flatten(0, 1), targets.flatten(), weights.flatten())
+            return flat[0].view(weights.shape), flat[1].view(outputs.shape)
         with torch.enable_grad():
-            outputs = outputs.detach().requires_grad_()
-            losses = check_losses(self._losses(outputs, targets), len(targets))
-            (grad,) = torch.autograd.grad(losses, outputs, torch.full_like(losses, weight))
-        return losses.detach(), grad
+            values = outputs[0].detach().requires_grad_()
+            losses = check_losses(self._watch(values, targets[0]), len(values))
+            (grad,) = torch.autograd.grad(losses, values, weights[0].to(losses.dtype))
+        return losses.detach()[None], grad[None]
 
-    def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if self._is_plain is not None:
+    def _watch(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.is_plain is not None:
             return self._task.loss(outputs, targets)
         with _Recorder() as recorder:
             losses = self._task.loss(outputs, targets)
-        self._is_plain = recorder.saw_only_cross_entropy(outputs, targets, losses)
+        self.is_plain = recorder.saw_only_cross_entropy(outputs, targets, losses)
         return losses
 
 
-def cross_entropy(outputs: Tensor, targets: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """Return losses and gradient of ``cross_entropy(..., reduction="none")`` of class numbers.
+def cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``cross_entropy(..., reduction="none")`` and the gradient of its weighted sum.
 
     Autograd's machinery is a tenth of a small model's step; these are the operations that it runs.
     """
     logs = torch.log_softmax(outputs, 1)
     options = (None, _NO_REDUCTION, _PLAIN["ignore_index"])
     losses, total = aten.nll_loss_forward(logs, targets, *options)
-    grad = aten.nll_loss_backward(torch.full_like(losses, weight), logs, targets, *options, total)
+    grad = aten.nll_loss_backward(weights, logs, targets, *options, total)
     return losses, aten._log_softmax_backward_data(grad, logs, 1, outputs.dtype)
 
 

@@ -20,55 +20,69 @@ class NormStep(Plain):
         super().__init__()
         self.slots = slots
         self._scale, self._shift = slots.get("weight"), slots.get("bias")
-        self._x = torch.empty(0)
+        self._x = self._plain = torch.empty(0)
         self._moments: tuple[Tensor, Tensor] = (self._x, self._x)
         self._each: dict[str, Tensor] = {}
 
-    def normalise(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Any:
-        """Return outputs, means and inverse deviations."""
+    def normalise(self, x: Tensor) -> Any:
+        """Return ``[N, ...]`` normalised, means and inverse deviations."""
         raise NotImplementedError
 
-    def gradients(self, grad: Tensor, mask: list[bool]) -> Any:
-        """Return the gradients of input, scale and shift that the mask asks for."""
+    def unnormalise(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Return the input's gradient, ``[N, ...]``."""
+        raise NotImplementedError
+
+    def spread(self, parameters: Tensor, num_dims: int) -> Tensor:
+        """Return ``[K, ...]`` in a shape that is multiplied with ``[K, B, ...]``."""
         raise NotImplementedError
 
     def by_example(self, values: Tensor) -> Tensor:
-        """Sum what one parameter of one example is multiplied with, ``[B, parameters]``."""
+        """Sum what one parameter of one example is multiplied with, ``[K, B, parameters]``."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""
         self._x = x.contiguous()
-        scale, shift = (None if slot is None else slot.value for slot in (self._scale, self._shift))
-        y, *moments = self.normalise(self._x, scale, shift)
-        self._moments = (moments[0], moments[1])
-        return y  # type: ignore[no-any-return]
+        plain, *moments = self.normalise(self._x.flatten(0, 1))
+        self._moments, self._plain = (moments[0], moments[1]), plain.view(x.shape)
+        y = self._plain
+        if self._scale is not None:
+            y = y * self.spread(self._scale.value, x.dim())
+        if self._shift is not None:
+            y = y + self.spread(self._shift.value, x.dim())
+        return y
 
     def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
-        """Return and set what is asked for."""
-        mask = [needs_input, self._trains(self._scale), self._trains(self._shift)]
-        passed, *parts = self.gradients(grad.contiguous(), mask)
-        for slot, part in zip((self._scale, self._shift), parts, strict=True):
-            if slot is not None and slot.gradient is not None:
-                slot.gradient.copy_(part)
-        return passed if needs_input else None
+        """Multiply, and go back through means and deviations."""
+        self._set_each(grad)
+        for name, part in self._each.items():
+            gradient = self.slots[name].gradient
+            assert gradient is not None
+            gradient.copy_(part.sum(1).view(gradient.shape))
+        return self.input_gradient(grad) if needs_input else None
 
-    @staticmethod
-    def _trains(slot: Slot | None) -> bool:
-        return slot is not None and slot.gradient is not None
+    def input_gradient(self, grad: Tensor) -> Tensor:
+        """Go back through scale, means and deviations."""
+        if self._scale is not None:
+            grad = grad * self.spread(self._scale.value, grad.dim())
+        passed = self.unnormalise(grad.contiguous().flatten(0, 1), self._x.flatten(0, 1))
+        return passed.view(self._x.shape)
+
+    def _set_each(self, grad: Tensor) -> None:
+        """Make each example's gradients, of which there are few."""
+        self._each = {}
+        if self._scale is not None and self._scale.gradient is not None:
+            self._each["weight"] = self.by_example(grad * self._plain)
+        if self._shift is not None and self._shift.gradient is not None:
+            self._each["bias"] = self.by_example(grad)
 
     def squares(self, grad: Tensor, needs_input: bool) -> tuple[Tensor | None, Tensor | None]:
-        """Make each example's gradients, of which there are few."""
-        grad = grad.contiguous()
-        total = grad.new_zeros(len(grad))
-        if self._trains(self._scale):
-            plain = self.normalise(self._x, None, None)[0]
-            self._each["weight"] = self.by_example(grad * plain)
-        if self._trains(self._shift):
-            self._each["bias"] = self.by_example(grad)
+        """Make each example's gradients."""
+        self._set_each(grad)
+        total = grad.new_zeros(grad.shape[:2])
         for part in self._each.values():
             total += example_squares(part)
-        return total, self.gradients(grad, [True, False, False])[0] if needs_input else None
+        return total, self.input_gradient(grad) if needs_input else None
 
     def weighted(self, coefficients: Tensor) -> None:
         """Weigh each example's gradients."""
@@ -84,24 +98,28 @@ class GroupNormStep(NormStep):
         super().__init__(slots)
         self._groups, self._eps = int(layer.num_groups), float(layer.eps)  # type: ignore[arg-type]
 
-    def _sizes(self) -> tuple[int, int, int, int]:
-        batch, channels = self._x.shape[:2]
-        return batch, channels, math.prod(self._x.shape[2:]), self._groups
+    def _sizes(self, x: Tensor) -> tuple[int, int, int, int]:
+        return len(x), x.shape[1], math.prod(x.shape[2:]), self._groups
 
-    def normalise(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Any:
+    def normalise(self, x: Tensor) -> Any:
         """Return outputs, means and inverse deviations."""
-        return aten.native_group_norm(x, scale, shift, *self._sizes(), self._eps)
+        return aten.native_group_norm(x, None, None, *self._sizes(x), self._eps)
 
-    def gradients(self, grad: Tensor, mask: list[bool]) -> Any:
-        """Return the gradients of input, scale and shift that the mask asks for."""
-        scale = None if self._scale is None else self._scale.value
-        return aten.native_group_norm_backward(
-            grad, self._x, *self._moments, scale, *self._sizes(), mask
-        )
+    def unnormalise(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Return the input's gradient."""
+        mask = [True, False, False]
+        passed: Tensor = aten.native_group_norm_backward(
+            grad, x, *self._moments, None, *self._sizes(x), mask
+        )[0]
+        return passed
+
+    def spread(self, parameters: Tensor, num_dims: int) -> Tensor:
+        """Return ``[K, C]`` as ``[K, 1, C, 1, ...]``."""
+        return parameters.view(len(parameters), 1, -1, *[1] * (num_dims - 3))
 
     def by_example(self, values: Tensor) -> Tensor:
         """Sum over positions."""
-        return values.flatten(2).sum(2) if values.dim() > 2 else values
+        return values.flatten(3).sum(3) if values.dim() > 3 else values
 
 
 @STEPS.register("LayerNorm")
@@ -113,17 +131,23 @@ class LayerNormStep(NormStep):
         self._shape = [int(size) for size in layer.normalized_shape]  # type: ignore[union-attr]
         self._eps = float(layer.eps)  # type: ignore[arg-type]
 
-    def normalise(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Any:
+    def normalise(self, x: Tensor) -> Any:
         """Return outputs, means and inverse deviations."""
-        return aten.native_layer_norm(x, self._shape, scale, shift, self._eps)
+        return aten.native_layer_norm(x, self._shape, None, None, self._eps)
 
-    def gradients(self, grad: Tensor, mask: list[bool]) -> Any:
-        """Return the gradients of input, scale and shift that the mask asks for."""
-        values = (None if slot is None else slot.value for slot in (self._scale, self._shift))
-        return aten.native_layer_norm_backward(
-            grad, self._x, self._shape, *self._moments, *values, mask
-        )
+    def unnormalise(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Return the input's gradient."""
+        mask = [True, False, False]
+        passed: Tensor = aten.native_layer_norm_backward(
+            grad, x, self._shape, *self._moments, None, None, mask
+        )[0]
+        return passed
+
+    def spread(self, parameters: Tensor, num_dims: int) -> Tensor:
+        """Return ``[K, ...]`` with ones between the first and the last dimensions."""
+        ones = [1] * (num_dims - 1 - len(self._shape))
+        return parameters.view(len(parameters), *ones, *self._shape)
 
     def by_example(self, values: Tensor) -> Tensor:
         """Sum over what stands before the normalised dimensions."""
-        return values.reshape(len(values), -1, math.prod(self._shape)).sum(1)
+        return values.reshape(*values.shape[:2], -1, math.prod(self._shape)).sum(2)

@@ -1,4 +1,4 @@
-"""Optimisers of one flat vector, each update a few passes over it."""
+"""Optimisers of flat vectors, one a client, each update a few passes over all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from fedge.settings import Hyperparameters
 
 
 class FlatOptimizer(Protocol):
-    """Updates weights in place; may overwrite the gradient."""
+    """Updates weights ``[K, P]`` in place; may overwrite the gradient.
+
+    Clients that are done are left out of later steps: K only falls.
+    """
 
     def step(self, weights: Tensor, gradient: Tensor) -> None:
         """Take one step."""
@@ -41,8 +44,9 @@ class FlatSgd:
             if self._velocity is None:
                 self._velocity = gradient.clone()
             else:
-                torch.add(gradient, self._velocity, alpha=hyper.momentum, out=self._velocity)
-            gradient = self._velocity
+                velocity = self._velocity[: len(gradient)]
+                torch.add(gradient, velocity, alpha=hyper.momentum, out=velocity)
+            gradient = self._velocity[: len(gradient)]
         weights.sub_(gradient, alpha=hyper.learning_rate)
 
 
@@ -67,7 +71,8 @@ class FlatAdam:
             gradient.add_(weights, alpha=self._hyper.weight_decay)
         if self._moments is None:
             self._moments = (torch.zeros_like(gradient), torch.zeros_like(gradient))
-        (mean, square), (first, second) = self._moments, self._BETAS
+        mean, square = (moment[: len(gradient)] for moment in self._moments)
+        first, second = self._BETAS
         self._num_steps += 1
         mean.lerp_(gradient, 1 - first)
         square.mul_(second).addcmul_(gradient, gradient, value=1 - second)

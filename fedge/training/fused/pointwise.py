@@ -111,13 +111,14 @@ class DropoutStep(Plain):
         self._keep = 1.0 - float(layer.p)  # type: ignore[arg-type]
         if self._keep == 0:
             raise NoStep("drops everything")
+        self.is_random = self._keep < 1
         self._mask: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop values and scale up what is left."""
         if self._keep == 1:
             return x
-        # Drawn in the order of a contiguous tensor, whatever format x has.
+        # Drawn in the order of a contiguous tensor, whatever format x has; of one client.
         self._mask = torch.empty(x.shape).bernoulli_(self._keep).div_(self._keep)
         return x * self._mask
 
@@ -132,19 +133,21 @@ class FlattenStep(Plain):
 
     def __init__(self, layer: nn.Module, _slots: dict[str, Slot]) -> None:
         super().__init__()
-        self._dims = (int(layer.start_dim), int(layer.end_dim))  # type: ignore[arg-type]
-        if self._dims[0] == 0:
+        start, end = int(layer.start_dim), int(layer.end_dim)  # type: ignore[arg-type]
+        if start == 0:
             raise NoStep("mixes the examples of a batch")
-        self._shape: torch.Size = torch.Size()
+        # Dimensions are one further on; those from the end stay.
+        self._dims = (start + (start > 0), end + (end >= 0))
+        self._x = torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Reshape; a copy where the memory format needs one."""
-        self._shape = x.shape
+        self._x = x
         return x.flatten(*self._dims)
 
     def input_gradient(self, grad: Tensor) -> Tensor:
-        """Reshape back."""
-        return grad.reshape(self._shape)
+        """Reshape back, in the inputs' memory format, which the layers before work in."""
+        return torch.empty_like(self._x).copy_(grad.reshape(self._x.shape))
 
 
 @STEPS.register("Rows")
@@ -160,9 +163,9 @@ class RowsStep(Plain):
     def forward(self, x: Tensor) -> Tensor:
         """Reshape, or refuse to spread one example over several rows."""
         self._shape = x.shape
-        if x[0].numel() != self._width:
+        if x[0, 0].numel() != self._width:
             raise NoStep(f"x.view(-1, {self._width}) mixes the examples of a batch")
-        return x.reshape(len(x), self._width)
+        return x.flatten(2) if x.dim() > 3 else x
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """Reshape back."""

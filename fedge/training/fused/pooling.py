@@ -7,12 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedge.training.fused.layers import STEPS, NoStep, Plain, Slot
+from fedge.training.fused.layers import STEPS, NoStep, Plain, Slot, as_images, from_images
 
 aten = torch.ops.aten
-
-_VECTOR_WIDTH = 16
-"""From so many channels on, torch's pooling of channels-last tensors is the faster one."""
 
 
 def pair(value: Any) -> list[int]:
@@ -32,21 +29,20 @@ class MaxPoolStep(Plain):
         sizes = (layer.kernel_size, stride, layer.padding, layer.dilation)
         self._options = (*map(pair, sizes), bool(layer.ceil_mode))
         self._x = self._indices = torch.empty(0)
+        self._num_clients = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool, channels last where that is worth a copy."""
-        if x.dim() == 4 and x.shape[1] >= _VECTOR_WIDTH:
-            x = x.contiguous(memory_format=torch.channels_last)
-        self._x = x
-        y, self._indices = aten.max_pool2d_with_indices(x, *self._options)
-        return y  # type: ignore[no-any-return]
+        """Pool all clients' channels at once; channels last, torch works with whole vectors."""
+        self._x, self._num_clients = as_images(x), len(x)
+        y, self._indices = aten.max_pool2d_with_indices(self._x, *self._options)
+        return from_images(y, len(x))
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """Give each window's gradient to its largest value."""
-        spread: Tensor = aten.max_pool2d_with_indices_backward(
-            grad, self._x, *self._options, self._indices
+        spread = aten.max_pool2d_with_indices_backward(
+            as_images(grad), self._x, *self._options, self._indices
         )
-        return spread
+        return from_images(spread, self._num_clients)
 
 
 @STEPS.register("AvgPool2d")
@@ -66,12 +62,13 @@ class AvgPoolStep(Plain):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool."""
-        self._x = x
-        return aten.avg_pool2d(x, *self._options)  # type: ignore[no-any-return]
+        self._x = as_images(x)
+        return from_images(aten.avg_pool2d(self._x, *self._options), len(x))
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """Spread each gradient over its window."""
-        return aten.avg_pool2d_backward(grad, self._x, *self._options)  # type: ignore[no-any-return]
+        spread = aten.avg_pool2d_backward(as_images(grad), self._x, *self._options)
+        return from_images(spread, len(grad))
 
 
 @STEPS.register("AdaptiveAvgPool2d")
@@ -88,9 +85,10 @@ class AdaptiveAvgPoolStep(Plain):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool."""
-        self._x = x
-        return aten._adaptive_avg_pool2d(x, self._size)  # type: ignore[no-any-return]
+        self._x = as_images(x)
+        return from_images(aten._adaptive_avg_pool2d(self._x, self._size), len(x))
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """Spread each gradient over its window."""
-        return aten._adaptive_avg_pool2d_backward(grad, self._x)  # type: ignore[no-any-return]
+        spread = aten._adaptive_avg_pool2d_backward(as_images(grad), self._x)
+        return from_images(spread, len(grad))

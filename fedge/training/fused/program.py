@@ -1,8 +1,6 @@
-"""A chain of layers compiled to steps on flat buffers of weights and gradients."""
+"""A chain of layers compiled to steps on flat buffers of several clients' weights."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,7 +9,6 @@ from torch import Tensor, nn
 from fedge.params import Layout, Vector
 from fedge.training.fused import convolution, linear, norm, pointwise, pooling  # noqa: F401
 from fedge.training.fused.chain import NotAChain, Rows, chain_of
-from fedge.training.fused.entry import EntryStep
 from fedge.training.fused.layers import STEPS, NoStep, Slot, Step
 from fedge.training.fused.pointwise import MONOTONE
 from fedge.training.sgd import trained_parameters
@@ -19,72 +16,62 @@ from fedge.training.sgd import trained_parameters
 Chain = list[tuple[str, nn.Module]]
 
 
-@dataclass(frozen=True, eq=False)
-class _Place:
-    """Where one parameter stands in a vector of the layout, and its value in the program."""
-
-    start: int
-    slot: Slot
-
-
 class Program:
-    """A model's training pass, in place on `weights` and `gradient`.
+    """A model's training pass for up to K clients at once, in place on `weights` and `gradient`.
 
     Attributes:
-        weights: trained parameters in the model's order, flat.
-        gradient: what the last `backward` or `weighted` set, flat.
+        weights: trained parameters in the model's order, ``[K, P]``.
+        gradient: what the last `backward` or `weighted` set, ``[K, P]``.
+        is_random: whether a layer draws from torch's generator: one client at a time then.
 
     Raises:
         NotAChain: the model is not a chain of layers.
         NoStep: a layer or an option of one has no step; the text names it.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout) -> None:
-        self._chain = chain_of(model)
+    def __init__(self, model: nn.Module, layout: Layout, max_clients: int) -> None:
+        chain = chain_of(model)
         size = sum(parameter.numel() for parameter in trained_parameters(model))
-        self.weights, self.gradient = torch.zeros(size), torch.zeros(size)
-        self._slots = self._make_slots(model)
-        self._places = self._make_places(model, layout)
-        self._check()
-        for name, layer in self._chain:
-            self._step(name, layer)
-        self._compiled: dict[torch.Size, list[Step]] = {}
-        self._steps: list[Step] = []
-        self._first_trained = 0
+        self.weights, self.gradient = (torch.zeros(max_clients, size) for _ in range(2))
+        self._frozen: dict[str, Tensor] = {}
+        self._slots = self._make_slots(model, max_clients)
+        self._trained = [n for n, value in model.named_parameters() if value.requires_grad]
+        self._layout = layout
+        self._check(chain)
+        self._steps = [self._step(name, layer) for name, layer in pool_first(chain)]
+        self._first_trained = next(
+            number
+            for number, step in enumerate(self._steps)
+            if any(slot.gradient is not None for slot in step.slots.values())
+        )
+        self.is_random = any(step.is_random for step in self._steps)
 
-    def _make_slots(self, model: nn.Module) -> dict[nn.Parameter, Slot]:
+    def _make_slots(self, model: nn.Module, max_clients: int) -> dict[nn.Parameter, Slot]:
         slots, start = {}, 0
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
+            shape = (max_clients, *parameter.shape)
             if parameter.requires_grad:
                 part = slice(start, start + parameter.numel())
                 start = part.stop
-                values = (
-                    buffer[part].view(parameter.shape) for buffer in (self.weights, self.gradient)
-                )
-                slots[parameter] = Slot(*values)
+                buffers = self.weights[:, part], self.gradient[:, part]
+                slots[parameter] = Slot(*(buffer.view(shape) for buffer in buffers))
             else:
-                slots[parameter] = Slot(parameter.detach().clone(), None)
+                self._frozen[name] = torch.zeros(parameter.shape)
+                slots[parameter] = Slot(self._frozen[name].expand(shape), None)
         return slots
 
-    def _make_places(self, model: nn.Module, layout: Layout) -> list[_Place]:
-        starts = dict(zip(layout.names, layout.offsets, strict=False))
-        return [_Place(starts[n], self._slots[p]) for n, p in model.named_parameters()]
-
-    def _check(self) -> None:
+    def _check(self, chain: Chain) -> None:
         """Refuse a layer that is used twice, and a trained parameter that is not used at all."""
         used: set[nn.Parameter] = set()
-        for name, layer in self._chain:
+        for name, layer in chain:
             for parameter in layer.parameters():
                 if parameter in used:
                     raise NotAChain(f"{name} shares its parameters with another layer")
                 used.add(parameter)
-        if any(p not in used for p, slot in self._slots.items() if slot.gradient is not None):
+        if any(value.requires_grad and value not in used for value in self._slots):
             raise NotAChain("a trained parameter belongs to no layer of the chain")
-        if not used or not len(self.weights):
+        if not self._trained:
             raise NotAChain("no parameter is trained")
-
-    def _layer_slots(self, layer: nn.Module) -> dict[str, Slot]:
-        return {name: self._slots[value] for name, value in layer.named_parameters()}
 
     def _step(self, name: str, layer: nn.Module) -> Step:
         kind = type(layer)
@@ -93,59 +80,44 @@ class Program:
             raise NoStep(f"layer {name} is a {kind.__name__}, which has no step")
         if layer._forward_hooks or layer._forward_pre_hooks:
             raise NoStep(f"layer {name} has hooks")
+        slots = {inner: self._slots[value] for inner, value in layer.named_parameters()}
         try:
-            return STEPS[kind.__name__](layer, self._layer_slots(layer))
+            return STEPS[kind.__name__](layer, slots)
         except NoStep as error:
             raise NoStep(f"layer {name} ({kind.__name__}) {error}") from error
 
-    def load(self, parent: Vector) -> None:
-        """Set all parameters, frozen ones too."""
-        source = torch.from_numpy(parent if parent.flags.writeable else parent.copy())
-        for place in self._places:
-            value = place.slot.value
-            value.view(-1).copy_(source[place.start : place.start + value.numel()])
+    def load(self, parent: Vector, num_clients: int) -> Tensor:
+        """Give so many clients the parent weights; return the trained ones, ``[P]``."""
+        views = self._layout.views(parent)
+        for name, value in self._frozen.items():
+            value.copy_(torch.tensor(views[name]))
+        start = self.flatten(parent)
+        self.weights[:num_clients] = start
+        self.activate(num_clients)
+        return start
 
-    def scatter(self, parts: Tensor, vector: Vector) -> Vector:
-        """Write a flat vector of the trained parameters to their places in one of the layout."""
-        values, start = parts.numpy(), 0
-        for place in self._trained():
-            size = place.slot.value.numel()
-            vector[place.start : place.start + size] = values[start : start + size]
-            start += size
+    def activate(self, num_clients: int) -> None:
+        """Go on with the first clients only."""
+        for slot in self._slots.values():
+            slot.activate(num_clients)
+
+    def flatten(self, vector: Vector) -> Tensor:
+        """Return the trained parameters' part of a vector of the layout, ``[P]``."""
+        views = self._layout.views(vector)
+        return torch.from_numpy(np.concatenate([views[name].ravel() for name in self._trained]))
+
+    def unflatten(self, values: Tensor) -> Vector:
+        """Return ``[P]`` as a vector of the layout, with zeros for what is not trained."""
+        vector = np.zeros(self._layout.size, np.float32)
+        views, start = self._layout.views(vector), 0
+        for name in self._trained:
+            part = slice(start, start + views[name].size)
+            views[name][...] = values[part].numpy().reshape(views[name].shape)
+            start = part.stop
         return vector
 
-    def gather(self, vector: Vector) -> Tensor:
-        """Return the trained parameters' part of a vector of the layout, flat."""
-        parts = [vector[p.start : p.start + p.slot.value.numel()] for p in self._trained()]
-        return torch.from_numpy(np.concatenate(parts))
-
-    def _trained(self) -> list[_Place]:
-        return [place for place in self._places if place.slot.gradient is not None]
-
-    def prepare(self, inputs: Tensor) -> Tensor:
-        """Compile for these inputs, ``[N, ...]``; return them in the form that `forward` takes."""
-        shape = inputs.shape[1:]
-        if shape not in self._compiled:
-            self._compiled[shape] = self._compile(shape)
-        self._steps = self._compiled[shape]
-        self._first_trained = next(
-            number
-            for number, step in enumerate(self._steps)
-            if any(slot.gradient is not None for slot in step.slots.values())
-        )
-        return self._steps[0].prepare(inputs.contiguous())
-
-    def _compile(self, shape: torch.Size) -> list[Step]:
-        chain = pool_first(self._chain)
-        if len(chain) > 1 and EntryStep.fits(chain[0][1], chain[1][1], shape):
-            layer = chain[0][1]
-            entry: Step = EntryStep(layer, self._layer_slots(layer), shape)
-            return [entry, *(self._step(*entry) for entry in chain[2:])]
-        return [self._step(*entry) for entry in chain]
-
-    def forward(self, prepared: Tensor, positions: Tensor) -> Tensor:
-        """Return the model's outputs for a batch of what `prepare` returned."""
-        x = self._steps[0].take(prepared, positions)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the model's outputs for ``[K, B, ...]``, K as many as are active."""
         for step in self._steps:
             x = step.forward(x)
         return x
@@ -158,8 +130,8 @@ class Program:
             passed = self._steps[number].backward(passed, number > self._first_trained)
 
     def norms(self, grad: Tensor) -> Tensor:
-        """Return each example's gradient norm, ``[B]``, given each output's own gradient."""
-        total = torch.zeros(len(grad))
+        """Return each example's gradient norm, ``[K, B]``, given the outputs' own gradients."""
+        total = torch.zeros(grad.shape[:2])
         passed: Tensor | None = grad
         for number in range(len(self._steps) - 1, self._first_trained - 1, -1):
             assert passed is not None
@@ -169,7 +141,7 @@ class Program:
         return total.sqrt_()
 
     def weighted(self, coefficients: Tensor) -> None:
-        """Set `gradient` to the examples' gradients times these, summed; call `norms` first."""
+        """Set `gradient` to the examples' times these, ``[K, B]``, summed; call `norms` first."""
         for step in self._steps[self._first_trained :]:
             step.weighted(coefficients)
 
