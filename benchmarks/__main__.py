@@ -19,7 +19,17 @@ def main() -> int:
         "--results",
         type=Path,
         metavar="FILE",
-        help="keep finished runs there, and go on from it (codec-accuracy, poison)",
+        help="keep finished runs there, and go on from it (codec-accuracy, poison, "
+        "simulate-niid, simulate-real)",
+    )
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        metavar="A,B",
+        help="these of its runs (simulate-niid: fedavg-iid,scaffold-dirichlet)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help="rounds of each run; fewer are never quoted"
     )
     arguments = parser.parse_args()
     if arguments.name is None:
@@ -28,7 +38,13 @@ def main() -> int:
     for variable in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
         os.environ[variable] = "0"
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-    return run(arguments.name, quick=arguments.quick, results=arguments.results)
+    return run(
+        arguments.name,
+        quick=arguments.quick,
+        results=arguments.results,
+        only=arguments.only,
+        rounds=arguments.rounds,
+    )
 
 
 if __name__ == "__main__":

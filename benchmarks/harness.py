@@ -8,9 +8,11 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from fedge.errors import ConfigError
 
 MODULES = {
     "aggregate": "benchmarks.aggregate",
@@ -19,9 +21,21 @@ MODULES = {
     "demo": "benchmarks.demo",
     "poison": "benchmarks.poison",
     "robust": "benchmarks.robust",
+    "simulate-cnn": "benchmarks.simulate_cnn",
+    "simulate-dp": "benchmarks.simulate_dp",
+    "simulate-gpu": "benchmarks.simulate_gpu",
+    "simulate-mlp": "benchmarks.simulate_mlp",
+    "simulate-niid": "benchmarks.simulate_niid",
+    "simulate-real": "benchmarks.simulate_real",
+    "simulate-scale": "benchmarks.simulate_scale",
 }
 CANNOT_RUN = 3
 USAGE = 2
+_NOT_TAKEN = {
+    "results": "{name} keeps no finished runs: leave --results out",
+    "only": "{name} does all of its runs or none: leave --only out",
+    "rounds": "{name} has a fixed number of rounds: leave --rounds out",
+}
 
 
 class CannotRun(Exception):
@@ -44,23 +58,37 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def run(name: str, *, quick: bool, results: Path | None = None) -> int:
+def run(
+    name: str,
+    *,
+    quick: bool,
+    results: Path | None = None,
+    only: Sequence[str] | None = None,
+    rounds: int | None = None,
+) -> int:
     """Run one benchmark; returns the exit status.
 
     Args:
         name: a key of `MODULES`.
         quick: smallest sizes.
         results: where a benchmark of many runs keeps the finished ones.
+        only: which of its runs a benchmark of many does; None does all.
+        rounds: of each of its federations; None takes what its figures are for.
     """
     measure: Callable[..., dict[str, Any]] = importlib.import_module(MODULES[name]).measure
-    options = {} if results is None else {"results": results}
-    if not options.keys() <= inspect.signature(measure).parameters.keys():
-        progress(f"{name} keeps no finished runs: leave --results out")
-        return USAGE
+    given = {"results": results, "only": only, "rounds": rounds}
+    options = {key: value for key, value in given.items() if value is not None}
+    for key in options:
+        if key not in inspect.signature(measure).parameters:
+            progress(_NOT_TAKEN[key].format(name=name))
+            return USAGE
     try:
         result = measure(quick=quick, **options)
     except CannotRun as reason:
         progress(f"cannot run here: {reason}")
         return CANNOT_RUN
+    except ConfigError as error:
+        progress(str(error))
+        return USAGE
     print(json.dumps({"name": name, "machine": machine(), "quick": quick, **result}))
     return 0

@@ -60,8 +60,9 @@ def await_cohort(grid: CohortGrid, rounds: RoundsConfig, state: Checkpoint, firs
         if clock.monotonic() >= ends_at:
             raise DeadlineExceeded(
                 f"{len(cohort.nodes)} of {wanted} clients were free within "
-                f"rounds.wait_for_devices_s = {rounds.wait_for_devices_s:g}: the others are away "
-                "or have no privacy budget left; started again, the run resumes"
+                f"rounds.wait_for_devices_s = {rounds.wait_for_devices_s:g}: the others are away, "
+                "busy or have no privacy budget left; raise it or lower rounds.min_devices, and "
+                "start again to resume: in simulated time the same wait would end the same way"
             )
         clock.sleep(min(LOOK_AGAIN_S, max(ends_at - clock.monotonic(), 1e-3)))
 

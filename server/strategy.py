@@ -267,7 +267,8 @@ class HybridStrategy(Strategy):
         """Run the training part of a round in one request; None where nobody is left to ask."""
         state, rounds = self.state, self._config.rounds
         began, round = TrainingReport(), state.round + 1
-        self._cohort = await_cohort(grid, rounds, state, first=round == self._first_round)
+        # The first of the run and not of this process: a resumed one draws the same cohorts.
+        self._cohort = await_cohort(grid, rounds, state, first=round == 1)
         if not self._cohort.nodes:
             return None
         self._broadcast.advance(state.weights, state.memory, round)

@@ -10,7 +10,7 @@ from edge_client.client_app import split_client_data
 from edge_client.held_weights import HeldWeights
 from edge_client.participant import Participant
 from edge_client.worker import Ask, InProcessWorker, Proposal, Trained, propose_round
-from fedge.errors import TaskError
+from fedge.errors import StoreError, TaskError
 from fedge.messages import DeltaRequest, EncodedUpdate, Evaluation, Refusal, WeightsRequest
 from fedge.params import Vector
 from fedge.privacy.noise import Draws
@@ -109,9 +109,29 @@ class SimulatedClient(Participant):
         try:
             return super().train(request)
         finally:  # what was reserved stays reserved where training fails
-            stored = self._state.to_stored()
-            if stored is not None:
-                self._store.put(request.round, {self._client: stored})
+            self._write(request.round)
+
+    def charge(self, request: WeightsRequest | DeltaRequest) -> None:
+        """Reserve what a round costs that this client begins and never answers."""
+        self._round = request.round
+        with self._lock:
+            whole = self._complete(request)
+            if isinstance(whole, Refusal):
+                return
+            try:
+                self.begin(whole, request.key)
+            except StoreError:
+                raise
+            except Exception:  # its data are broken: it fails before it reserves anything
+                return
+        self._write(request.round)
+
+    def _write(self, round: int) -> None:
+        """Put on disk what this client carries on."""
+        stored = self._state.to_stored()
+        if stored is not None:
+            self._store.put(round, {self._client: stored})
+            self._store.trim()
 
 
 class CohortClient:

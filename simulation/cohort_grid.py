@@ -35,6 +35,7 @@ class CohortSimulationGrid(SimulationGrid):
         times: the devices and their time.
         figures: of the open round.
         on_push: told of each message that is queued.
+        on_lost: told of each message that will never be answered.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class CohortSimulationGrid(SimulationGrid):
         figures: RoundFigures,
         *,
         on_push: Callable[[Message], None],
+        on_lost: Callable[[Message], None],
     ) -> None:
         self._config = config
         self._engine = engine
@@ -53,7 +55,9 @@ class CohortSimulationGrid(SimulationGrid):
         self._figures = figures
         self._in_time = InVirtualTime(times, config.num_clients, figures)
         self._answer_s = 0.0
-        super().__init__(app, config.num_clients, delivery=self._in_time, on_push=on_push)
+        super().__init__(
+            app, config.num_clients, delivery=self._in_time, on_push=on_push, on_lost=on_lost
+        )
 
     @property
     def clock(self) -> Clock:

@@ -27,6 +27,7 @@ class SimulationGrid(Grid):
         num_clients: clients connected; client ``i`` is node ``FIRST_NODE_ID + i``.
         delivery: who is there, and when each answer comes; None lets all answer at once.
         on_push: told of each message that is queued, before any of its batch is answered.
+        on_lost: told of each message that will never be answered.
     """
 
     def __init__(
@@ -37,13 +38,15 @@ class SimulationGrid(Grid):
         run_id: int = 1,
         delivery: Delivery | None = None,
         on_push: Callable[[Message], None] | None = None,
+        on_lost: Callable[[Message], None] | None = None,
     ) -> None:
         set_task_identity(run_id, SERVER_NODE_ID)
         self._app = app
         self._run_id = run_id
         self._num_clients = num_clients
         self._delivery = delivery or AtOnce(num_clients)
-        self._on_push = on_push or (lambda _message: None)
+        self._on_push = on_push or _ignore
+        self._on_lost = on_lost or _ignore
         self._contexts: dict[int, Context] = {}
         self._pending: dict[str, Message] = {}
         self._numbers = itertools.count()
@@ -82,6 +85,9 @@ class SimulationGrid(Grid):
             self._on_push(message)
         # Nobody asks for the others again, and each holds the weights of its round.
         self._pending.update((key, asked[key]) for key in self._delivery.ask(asked))
+        for key, message in asked.items():
+            if key not in self._pending:
+                self._on_lost(message)
         return list(asked)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -123,3 +129,7 @@ class SimulationGrid(Grid):
                 run_config={},
             )
         return self._contexts[client]
+
+
+def _ignore(message: Message) -> None:
+    del message

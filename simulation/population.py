@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, MessageType
 
 from edge_client.client_app import TakesPart
+from fedge.messages import decode_request
 from fedge.task import Task
 from simulation.attacks.collusion import Collusion, draw_members
 from simulation.attacks.malicious import MaliciousClient
 from simulation.attacks.methods import make_attacks
 from simulation.clients import ClientData, SimulatedClient
+from simulation.nodes import client_of
 from simulation.settings import SimulateConfig
 from simulation.state_store import StateStore
 
@@ -54,6 +56,12 @@ class Population:
     def overhear(self, message: Message) -> None:
         """Let the malicious clients know who is asked."""
         self._collusion.overhear(message)
+
+    def charge(self, message: Message) -> None:
+        """Let a client spend what a round costs that it was asked for and never answers."""
+        if self._config.privacy.enabled and message.metadata.message_type == MessageType.TRAIN:
+            client = client_of(message.metadata.dst_node_id)
+            self._trainee(client).charge(decode_request(message.content))
 
     def _trainee(self, client: int) -> SimulatedClient:
         """Return who trains: a client, or what a malicious one makes its forgery of."""

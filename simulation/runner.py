@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from simulation.round_figures import RoundFigures
 from simulation.settings import SimulateConfig
 from simulation.state_store import StateStore
 from simulation.virtual_time import VirtualTime
+
+log = logging.getLogger(__name__)
 
 _MIB = 1 << 20
 
@@ -68,6 +70,7 @@ def simulate(
         task: what is learnt; None loads the configured one.
         on_round: told each round's line of metrics.
     """
+    config = _as_begun(config)
     seed = config.server.seed
     task = make_task(config, task)
     _write_config(config)
@@ -111,7 +114,25 @@ def _grid(config: SimulateConfig, task: Task) -> Iterator[CohortSimulationGrid]:
         absent = AbsentClients(config, task, store)
         engine = CohortEngine(config, pool, store, times, figures, absent)
         app = make_client_app(population.participant_for)
-        yield CohortSimulationGrid(config, app, engine, times, figures, on_push=population.overhear)
+        yield CohortSimulationGrid(
+            config,
+            app,
+            engine,
+            times,
+            figures,
+            on_push=population.overhear,
+            on_lost=population.charge,
+        )
+
+
+def _as_begun(config: SimulateConfig) -> SimulateConfig:
+    """Return the configuration with the seed that the run began with: clients keep theirs too."""
+    server = config.server
+    committed = CheckpointStore(server.run_dir / "checkpoints").latest()
+    if committed is None or committed.seed == server.seed:
+        return config
+    log.warning("seed = %d is ignored: the run began with %d", server.seed, committed.seed)
+    return replace(config, server=replace(server, seed=committed.seed))
 
 
 def _write_config(config: SimulateConfig) -> None:

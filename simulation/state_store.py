@@ -2,7 +2,8 @@
 
 Ledgers are never dropped: a client that forgot what it spent would spend it again. What else a
 client remembers (error feedback, SCAFFOLD's control) is dropped when the file grows too large,
-that of the clients who were asked longest ago first; they begin anew.
+that of the clients who were asked longest ago first; they begin anew. `StateStore.trim` does so; a
+cohort is trimmed before its round: what is dropped then depends on no worker and on no kill.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class StateStore:
     Args:
         path: of the file.
         last_committed: states of later rounds are forgotten.
-        limit_bytes: what all memories together may take.
+        limit_bytes: what all memories together may take after `trim`.
 
     Raises:
         StoreError: the file cannot be read.
@@ -102,8 +103,17 @@ class StateStore:
                 [(client, round) for client in states],
             )
             self._memory_bytes += sum(len(state.memory) for state in states.values())
-            if self._memory_bytes > self._limit_bytes:
-                self._memory_bytes = _total(database)
+
+    def trim(self) -> None:
+        """Forget the oldest memories where all together take more than they may.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        if self._memory_bytes <= self._limit_bytes:
+            return
+        with self._opened() as database:
+            self._memory_bytes = _total(database)
             if self._memory_bytes > self._limit_bytes:
                 self._drop(database)
 

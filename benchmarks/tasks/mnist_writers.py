@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from benchmarks.harness import CannotRun
+from benchmarks.tasks.classification import Classification
 from fedge.errors import TaskError
 from fedge.rng import stream
-from fedge.task import CloudData, EdgeFiles, Examples, SampleStore, Split
+from fedge.task import CloudData, Examples
 from fedge.training.local import LocalTrainer
 from server.checkpoint import CheckpointStore
 
@@ -48,7 +48,7 @@ class ChannelsLast(nn.Module):
 
 
 @dataclass(frozen=True)
-class MnistWriters:
+class MnistWriters(Classification):
     """Digit recognition, 28×28, a writer a client.
 
     Some of the 539 training writers belong to the cloud and are no clients: half of them wrote
@@ -61,6 +61,7 @@ class MnistWriters:
         num_test: the first so many of the test images; all 10,000 take a third of a run's time
             when each round is tested on them.
         num_cloud_writers: training writers that are no clients.
+        writers_a_client: so many writers share one client.
 
     Raises:
         CannotRun: MNIST is not there.
@@ -71,19 +72,19 @@ class MnistWriters:
     num_gate: int = 600
     num_test: int = 10_000
     num_cloud_writers: int = 24
+    writers_a_client: int = 1
 
     name = "mnist-writers"
     input_shape = (1, SIDE, SIDE)
 
     def __post_init__(self) -> None:
         """Refuse to begin without the files."""
-        if not FOLDER.is_dir():
-            raise CannotRun(f"{FOLDER} is not there: MNIST by writer lies beside the project")
+        check_folder()
 
     @property
     def num_clients(self) -> int:
-        """Writers that are clients."""
-        return len(self._writers[1])
+        """Clients there are writers for."""
+        return len(self._writers[1]) // self.writers_a_client
 
     def build_model(self) -> nn.Module:
         """Return a CNN of 114k parameters; inputs ``[B, 1, 28, 28]`` in [0, 1], 10 logits."""
@@ -102,30 +103,20 @@ class MnistWriters:
             nn.Linear(64, NUM_CLASSES),
         )
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return one cross-entropy an example, ``[B]``."""
-        return functional.cross_entropy(outputs, targets, reduction="none")
-
-    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return the accuracy of a batch."""
-        return {"accuracy": (outputs.argmax(dim=1) == targets).double().mean().item()}
-
     def client_data(self, client: int, num_clients: int) -> Examples:
-        """Return one writer's images; fewer clients than writers are the first of them.
+        """Return images of one client's writers; fewer clients are the first of them.
 
         Raises:
             TaskError: there is no such client.
         """
-        writers = self._writers[1]
-        if not 0 <= client < num_clients <= len(writers):
+        if not 0 <= client < num_clients <= self.num_clients:
             raise TaskError(
-                f"mnist-writers: client {client} of {num_clients} is not one of {len(writers)}"
+                f"mnist-writers: client {client} of {num_clients} is not one of {self.num_clients}"
             )
-        return _load("train").subset(_images_by_writer()[writers[client]])
-
-    def device_data(self, store: SampleStore, split: Split) -> Examples:
-        """Return what a store holds, as it is."""
-        return store.labelled(split)
+        first = client * self.writers_a_client
+        writers = self._writers[1][first : first + self.writers_a_client]
+        images = np.concatenate([_images_by_writer()[writer] for writer in writers])
+        return load_mnist("train").subset(images)
 
     def cloud_data(self) -> CloudData:
         """Return proxy and gate images, each by writers of its own, and MNIST's test set."""
@@ -134,7 +125,7 @@ class MnistWriters:
         return CloudData(
             proxy=self._draw("proxy", cloud[:half], self.num_proxy),
             gate=self._draw("gate", cloud[half:], self.num_gate),
-            test=_load("t10k").subset(np.arange(self.num_test)),
+            test=load_mnist("t10k").subset(np.arange(self.num_test)),
         )
 
     def accuracy(self, run_dir: Path) -> float:
@@ -142,11 +133,7 @@ class MnistWriters:
         last = CheckpointStore(run_dir / "checkpoints").latest()
         if last is None:
             raise TaskError(f"mnist-writers: {run_dir} has no checkpoint")
-        return LocalTrainer(self).evaluate(last.weights, _load("t10k"))["accuracy"]
-
-    def edge_files(self) -> EdgeFiles | None:
-        """Return None: no device serves this model."""
-        return None
+        return LocalTrainer(self).evaluate(last.weights, load_mnist("t10k"))["accuracy"]
 
     @cached_property
     def _writers(self) -> tuple[Index, Index]:
@@ -164,11 +151,21 @@ class MnistWriters:
                 f"{len(images)}: raise num_cloud_writers"
             )
         drawn = stream(self.seed, f"mnist-{share}").choice(images, num_images, replace=False)
-        return _load("train").subset(drawn)
+        return load_mnist("train").subset(drawn)
+
+
+def check_folder() -> None:
+    """Refuse to begin without the files.
+
+    Raises:
+        CannotRun: MNIST is not there.
+    """
+    if not FOLDER.is_dir():
+        raise CannotRun(f"{FOLDER} is not there: MNIST by writer lies beside the project")
 
 
 @cache
-def _load(part: str) -> Examples:
+def load_mnist(part: str) -> Examples:
     """Return all images of a part, ``[N, 1, 28, 28]`` float32 in [0, 1], and labels."""
     images = _read(f"{part}-images-idx3-ubyte.gz", _IMAGE_HEADER).reshape(-1, 1, SIDE, SIDE)
     labels = _read(f"{part}-labels-idx1-ubyte.gz", _LABEL_HEADER)

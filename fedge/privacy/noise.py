@@ -28,8 +28,8 @@ class Draws:
     Attributes:
         uniform: returns so many float64 uniforms in [0, 1), never the same twice.
         private: whether nobody can repeat the draws; without it a result is not private.
-        gaussian: a faster source of float64 normals for draws that are not private; None makes
-            them of uniforms.
+        gaussian: a faster source of float32 normals for draws that are not private; None makes
+            float64 ones of uniforms.
     """
 
     uniform: Callable[[int], Tensor]
@@ -52,11 +52,11 @@ class Draws:
         return Draws(
             lambda size: torch.rand(size, generator=generator, dtype=torch.float64),
             private=False,
-            gaussian=lambda size: torch.randn(size, generator=generator).double(),
+            gaussian=lambda size: torch.randn(size, generator=generator),
         )
 
     def normal(self, size: int) -> Tensor:
-        """Return independent standard normals, ``[size]`` float64; private ones by Box and Muller."""
+        """Return independent standard normals, ``[size]``; private ones are float64."""
         if self.gaussian is not None:
             return self.gaussian(size)
         half = (size + 1) // 2

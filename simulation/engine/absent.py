@@ -17,6 +17,9 @@ from simulation.clients import ClientData, CohortClient
 from simulation.settings import SimulateConfig
 from simulation.state_store import StateStore
 
+_CLIENTS_AT_ONCE = 64
+"""What they remember is read with their ledgers: bounds the memory."""
+
 
 class AbsentClients:
     """Charges the ledgers of clients that were asked and not trained.
@@ -36,6 +39,10 @@ class AbsentClients:
         """Reserve the round's cost of each; one that cannot begin spends nothing."""
         if not self._config.privacy.enabled or not clients:
             return
+        for start in range(0, len(clients), _CLIENTS_AT_ONCE):
+            self._charge(request, clients[start : start + _CLIENTS_AT_ONCE])
+
+    def _charge(self, request: CohortRequest, clients: Sequence[int]) -> None:
         found = self._store.get(clients)
         states = {client: ClientState(client, found.get(client)) for client in clients}
         for client, state in states.items():

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import overload
 
 import numpy as np
 
@@ -63,6 +64,7 @@ class CohortEngine:
     ) -> CohortReport:
         """Train until the target is reached or nobody else answers in time."""
         began, start_s = time.monotonic(), self._times.clock.monotonic()
+        self._store.trim()
         clients = np.asarray([client_of(node) for node in request.nodes], np.int64)
         schedule = self._times.ask(clients, request.request)
         arrivals = Arrivals(
@@ -108,11 +110,8 @@ class CohortEngine:
             yield from answers
 
     def _shards(self, request: CohortRequest, clients: Ids) -> Iterator[ShardResult]:
-        runs = []
-        for part in self._parts(clients, request.request.layout.size_bytes):
-            chosen = tuple(part.tolist())
-            runs.append(Run(chosen, self._store.get(chosen)))
-        for shards in self._pool.train(request, runs):
+        parts = self._parts(clients, request.request.layout.size_bytes)
+        for shards in self._pool.train(request, _Runs(parts, self._store)):
             yield from shards
 
     def _parts(self, clients: Ids, update_bytes: int) -> list[Ids]:
@@ -122,6 +121,29 @@ class CohortEngine:
         most = min(_MAX_RUN_CLIENTS, _MAX_RUN_BYTES // max(1, update_bytes))
         size = max(1, -(-min(share, most) // SHARD_SIZE)) * SHARD_SIZE
         return [clients[start : start + size] for start in range(0, len(clients), size)]
+
+
+class _Runs(Sequence[Run]):
+    """Runs whose clients' states are read when a run is handed out: a cohort's may be gigabytes."""
+
+    def __init__(self, parts: Sequence[Ids], store: StateStore) -> None:
+        self._parts = parts
+        self._store = store
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Run: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Run]: ...
+
+    def __getitem__(self, index: int | slice) -> Run | Sequence[Run]:
+        if isinstance(index, slice):
+            return _Runs(self._parts[index], self._store)
+        chosen = tuple(self._parts[index].tolist())
+        return Run(chosen, self._store.get(chosen))
 
 
 class _Tally:

@@ -35,13 +35,19 @@ from simulation.settings import SimulateConfig
 log = logging.getLogger(__name__)
 
 
-def measurements_folder() -> Path:
+def measurements_folder(run_dir: Path) -> Path:
     """Return where this machine's measurements of backends are kept, for every run alike.
 
-    So two runs of one configuration train with the same backend, and give the same result.
+    So two runs of one configuration train with the same backend, and give the same result. Where
+    there is no such place that can be written (a container's home), each run keeps its own.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "fedge" / "backends"
+    try:
+        folder = Path(cache).expanduser() / "fedge" / "backends"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # the latter where nobody knows of a home
+        return run_dir / "backends"
+    return folder if os.access(folder, os.W_OK | os.X_OK) else run_dir / "backends"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +80,7 @@ class ShardRunner:
             precision=engine.precision,
             device=engine.device,
             memory_mib=engine.memory_mib,
-            cache=measurements_folder(),
+            cache=measurements_folder(config.server.run_dir),
         )
         self._trainer = CohortTrainer(task, settings)
         self._evaluator: LocalTrainer | None = None

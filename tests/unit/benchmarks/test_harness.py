@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.harness import CANNOT_RUN, MODULES, CannotRun, machine
+from benchmarks.harness import CANNOT_RUN, MODULES, USAGE, CannotRun, machine
+from fedge.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 
@@ -103,6 +104,31 @@ def test_finished_runs_are_kept_by_benchmarks_that_have_many(
     stand_in(monkeypatch, measure_at_once, "--results", "runs.jsonl")
     assert main() == 2
     assert "demo keeps no finished runs" in capsys.readouterr().err
+
+
+def test_a_subset_and_rounds_reach_benchmarks_that_have_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(*, quick: bool, only: list[str] | None = None, rounds: int = 50) -> dict[str, Any]:
+        if rounds > 50:
+            raise ConfigError("must be at most 50", key="--rounds")
+        return {"only": only, "rounds": rounds}
+
+    stand_in(monkeypatch, measure, "--only", "a,b", "--rounds", "3")
+    assert main() == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["only"], found["rounds"]) == (["a", "b"], 3)
+    stand_in(monkeypatch, measure, "--rounds", "51")
+    assert main() == USAGE == 2
+    assert capsys.readouterr().err == "--rounds: must be at most 50\n"
+
+    def measure_at_once(*, quick: bool) -> dict[str, Any]:
+        return {}
+
+    for option, said in (("--only", "all of its runs"), ("--rounds", "fixed number of rounds")):
+        stand_in(monkeypatch, measure_at_once, option, "1")
+        assert main() == USAGE
+        assert said in capsys.readouterr().err
 
 
 def test_a_benchmark_that_is_broken_is_no_missing_machine(monkeypatch: pytest.MonkeyPatch) -> None:

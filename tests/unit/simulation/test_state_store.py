@@ -109,6 +109,7 @@ def test_the_oldest_memories_make_way_and_never_a_ledger(
     with caplog.at_level(logging.WARNING):
         for client in range(40):
             store.put(client + 1, {client: state_of(client, size=100)})
+            store.trim()
     assert caplog.text.count("engine.state_limit_mib") == 1
     found = store.get(range(40))
     assert {client: state.ledger for client, state in found.items()} == {
@@ -130,6 +131,8 @@ def test_a_resumed_store_knows_how_much_it_holds(
     store = opened(tmp_path, 1, limit_bytes=1000)
     assert all(state.memory for state in store.get(range(9)).values())
     store.put(2, {client: state_of(2, size=100) for client in range(9, 12)})
+    assert all(state.memory for state in store.get(range(12)).values())  # not before it is told to
+    store.trim()
     assert "engine.state_limit_mib" in caplog.text
     assert all(state.memory for state in store.get(range(9, 12)).values())
     assert not store.get([0])[0].memory
@@ -142,6 +145,7 @@ def test_memories_that_are_replaced_do_not_count_twice_for_ever(
     store = opened(tmp_path, limit_bytes=1000)
     for round in range(1, 40):
         store.put(round, {1: state_of(round, size=300)})
+        store.trim()
     assert caplog.text == ""
     assert store.get([1]) == {1: state_of(39, size=300)}
     store.close()

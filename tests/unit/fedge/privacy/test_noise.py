@@ -28,10 +28,11 @@ def test_secure_draws_are_private_and_never_repeat() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7])
-def test_normal_gives_exactly_so_many_float64(size: int) -> None:
-    sample = Draws.seeded(0).normal(size)
-    assert sample.shape == (size,)
-    assert sample.dtype == torch.float64
+def test_normal_gives_exactly_so_many_and_float64_where_it_is_to_be_private(size: int) -> None:
+    private, seeded = Draws.secure().normal(size), Draws.seeded(0).normal(size)
+    assert private.shape == seeded.shape == (size,)
+    assert private.dtype == torch.float64
+    assert seeded.dtype == torch.float32
 
 
 @pytest.mark.parametrize("draws", [Draws.seeded(3), Draws.secure()], ids=["seeded", "secure"])

@@ -33,3 +33,21 @@ def test_without_privacy_nobody_has_a_ledger(tmp_path: Path) -> None:
     rounds = {"num_rounds": 1, "cohort_size": WANTED, "over_selection": 2.0}
     run(configure(tmp_path, rounds=rounds, evaluate={"every_rounds": 0}))
     assert not (tmp_path / "clients.db").exists()
+
+
+def test_devices_that_drop_out_have_spent_asked_by_messages_or_as_a_cohort(tmp_path: Path) -> None:
+    for cohorts in (False, True):
+        folder = tmp_path / str(cohorts)
+        found = run(
+            configure(
+                folder,
+                privacy=PRIVATE,
+                rounds={"num_rounds": 1},
+                devices={"preset": "lab", "dropout_rate": [0.5]},
+                evaluate={"every_rounds": 0},
+                engine={"cohorts": cohorts},
+            )
+        )
+        outcomes = found.rounds[0]["simulation"]["outcomes"]
+        assert outcomes["drop-out"] > 0
+        assert charged_rounds(folder) == [1] * NUM_CLIENTS

@@ -23,6 +23,7 @@ from simulation import runner
 from simulation.engine.contracts import SHARD_SIZE, Run, ShardResult
 from simulation.engine.pools import InlinePool, make_pool
 from simulation.engine.processes import ProcessPool
+from simulation.engine.shard_runner import measurements_folder
 from simulation.nodes import node_of
 from simulation.settings import SimulateConfig
 from tests.unit.simulation.engine import engine_runs
@@ -179,3 +180,14 @@ def test_this_process_trains_on_one_thread_and_gives_the_others_back(tmp_path: P
         assert torch.get_num_threads() == 1
         reader.close()
         assert torch.get_num_threads() == 2
+
+
+def test_measurements_are_kept_by_the_run_where_the_home_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    assert measurements_folder(tmp_path / "run") == cache / "fedge" / "backends"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert measurements_folder(tmp_path / "run") == tmp_path / "run" / "backends"

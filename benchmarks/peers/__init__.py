@@ -1,0 +1,1 @@
+"""Other people's engines, and plain loops, on the same work; nothing here imports fedge."""
