@@ -162,10 +162,12 @@ def _checked_task(settings: SimulateConfig, *, with_data: bool) -> Task:
     from fedge.weights import build_checked_model
     from server.checks import check_names
     from simulation.attacks.methods import check_attack
+    from simulation.engine.checks import check_engine
     from simulation.runner import make_task
 
     check_names(settings.server, "server.")
     check_attack(settings.attack)
+    check_engine(settings.engine)
     task = load_task(settings.server.task.name, **settings.server.task.options)
     build_checked_model(task)
     if with_data:

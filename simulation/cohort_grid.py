@@ -67,9 +67,11 @@ class CohortSimulationGrid(SimulationGrid):
     def takes_cohorts(self, config: ServerConfig) -> bool:
         """Tell whether nobody has to be asked by a message of its own.
 
-        Colluding attackers listen to messages, and a late update answers an earlier one.
+        Colluding attackers listen to messages, a late update answers an earlier one, and with a
+        downlink codec each client is sent what leads from what it holds.
         """
-        if not self._config.engine.cohorts or config.aggregation.max_staleness > 0:
+        chosen = config.aggregation
+        if not self._config.engine.cohorts or chosen.max_staleness > 0 or chosen.downlink_codec:
             return False
         return make_attacks(self._config.attack).update is None
 

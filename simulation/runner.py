@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_client.client_app import make_client_app
-from fedge.durable import write_atomically
-from fedge.errors import ConfigError
 from fedge.privacy.noise import Draws
 from fedge.rng import stream_seed
 from fedge.task import Task, load_task
@@ -26,6 +23,7 @@ from simulation.jsonl import read_jsonl
 from simulation.partition.task import partitioned_task
 from simulation.population import Population
 from simulation.round_figures import RoundFigures
+from simulation.run_folder import open_run
 from simulation.settings import SimulateConfig
 from simulation.state_store import StateStore
 from simulation.virtual_time import VirtualTime
@@ -70,10 +68,9 @@ def simulate(
         task: what is learnt; None loads the configured one.
         on_round: told each round's line of metrics.
     """
-    config = _as_begun(config)
+    config = open_run(config)
     seed = config.server.seed
     task = make_task(config, task)
-    _write_config(config)
 
     def draws(round: int) -> Draws:
         return Draws.seeded(stream_seed(seed, "central-noise", round=round))
@@ -123,26 +120,3 @@ def _grid(config: SimulateConfig, task: Task) -> Iterator[CohortSimulationGrid]:
             on_push=population.overhear,
             on_lost=population.charge,
         )
-
-
-def _as_begun(config: SimulateConfig) -> SimulateConfig:
-    """Return the configuration with the seed that the run began with: clients keep theirs too."""
-    server = config.server
-    committed = CheckpointStore(server.run_dir / "checkpoints").latest()
-    if committed is None or committed.seed == server.seed:
-        return config
-    log.warning("seed = %d is ignored: the run began with %d", server.seed, committed.seed)
-    return replace(config, server=replace(server, seed=committed.seed))
-
-
-def _write_config(config: SimulateConfig) -> None:
-    """Write down what the run was configured with, for those who compare runs."""
-    folder = config.server.run_dir
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(config), default=str, indent=2)
-        write_atomically(folder / "config.json", text.encode())
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {folder}: {error.strerror}", key="server.run_dir"
-        ) from error

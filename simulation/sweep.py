@@ -17,10 +17,10 @@ from rich.table import Table
 from fedge.config import to_tree
 from fedge.errors import ConfigError, FedgeError
 from simulation.quantities import mean_and_spread
-from simulation.report.compare import flatten_config
-from simulation.report.runs import CONFIG, METRICS, Rounds, read_rounds
+from simulation.report.runs import METRICS, Rounds, read_rounds
 from simulation.report.series import at, lookup
 from simulation.report.table import TableRun, write_table
+from simulation.run_folder import differences
 from simulation.settings import SimulateConfig
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ _FORBIDDEN = {
     "server.seed": "the seeds of a sweep are those of --seeds, from server.seed on",
     "server.run_dir": "each combination has a folder of its own in server.run_dir",
 }
-_MAY_DIFFER = ("server.run_dir", "server.rounds.num_rounds", "engine.")
 """Settings that a resumed combination may have others of: results stay what they were."""
 
 
@@ -199,19 +198,12 @@ def _is_finished(combination: Combination) -> bool:
 
 def _check_same(combination: Combination) -> None:
     """Refuse a folder whose rounds were made with other settings than those asked for."""
-    path = combination.run_dir / CONFIG
-    try:
-        before = flatten_config(json.loads(path.read_bytes())) or {}
-    except (OSError, ValueError, AttributeError):
-        return
-    now = flatten_config(json.loads(json.dumps(to_tree(combination.config)))) or {}
-    for key in sorted(before.keys() & now.keys()):
-        if before[key] != now[key] and not key.startswith(_MAY_DIFFER):
-            raise ConfigError(
-                f"{combination.run_dir} holds a run with {before[key]}, now it is {now[key]}: "
-                "remove that folder or choose another server.run_dir",
-                key=key,
-            )
+    for found in differences(combination.run_dir, combination.config):
+        raise ConfigError(
+            f"{combination.run_dir} holds a run with {found.before}, now it is {found.now}: "
+            "remove that folder or choose another server.run_dir",
+            key=found.key,
+        )
 
 
 def _table_run(outcome: Outcome) -> TableRun:

@@ -89,7 +89,7 @@ class Digits:
         """
         if not 0 <= client < num_clients:
             raise TaskError(f"digits: client {client} is not one of 0..{num_clients - 1}")
-        return self._images.subset(self._split_clients(num_clients)[client])
+        return self._images.subset(self._clients(num_clients)[client])
 
     def device_data(self, store: SampleStore, split: Split) -> Examples:
         """Return the device's own labelled images.
@@ -150,6 +150,19 @@ class Digits:
         for label in range(NUM_CLASSES):
             turn[targets[order] == label] = np.arange(np.count_nonzero(targets == label))
         return order[np.argsort(turn, kind="stable")]
+
+    @cached_property
+    def _dealt(self) -> dict[int, list[Index]]:
+        """What was dealt last, by the number of clients."""
+        return {}
+
+    def _clients(self, num_clients: int) -> list[Index]:
+        """Return each client's positions, dealt once for as long as their number is the same."""
+        if num_clients not in self._dealt:
+            dealt = self._split_clients(num_clients)
+            self._dealt.clear()
+            self._dealt[num_clients] = dealt
+        return self._dealt[num_clients]
 
     def _split_clients(self, num_clients: int) -> list[Index]:
         """Deal what is left to clients, label by label; the same for every caller."""

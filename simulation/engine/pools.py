@@ -81,7 +81,14 @@ def _one_thread() -> Iterator[None]:
 
 def _useful_workers(config: SimulateConfig) -> int:
     cohort = min(config.server.rounds.cohort_size or config.num_clients, config.num_clients)
-    return min(len(os.sched_getaffinity(0)), -(-cohort // SHARD_SIZE))
+    return min(num_cores(), -(-cohort // SHARD_SIZE))
+
+
+def num_cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux knows of limits that others do not have
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _can_travel(task: Task) -> bool:

@@ -263,7 +263,7 @@ class ShardActor:
             self._number, self._asked = number, pickle.loads(asked)
         kind, request = self._asked
         run = pickle.loads(packed_run)
-        # Nothing of a measurement stays on the node: the driver remembers what it found.
+        # Where a node's home cannot be written it measures here; the driver remembers the choice.
         with tempfile.TemporaryDirectory(prefix="fedge-") as folder:
             runner = self._runner_with(backend, Path(folder))
             if kind == "train":

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from simulation.quantities import format_bytes, format_duration, mean_and_spread
 from simulation.report.runs import Rounds, Run
 from simulation.report.series import at, largest_epsilon, total_of
+from simulation.run_folder import flatten_config
 
 NOT_COMPARED = ("server.run_dir", "server.run_name")
 UNKNOWN = "–"
@@ -82,20 +82,6 @@ def rows_of(runs: Sequence[Run], settings: Sequence[Setting]) -> list[RunRow]:
         )
         for index, run in enumerate(runs)
     ]
-
-
-def flatten_config(tree: Mapping[str, Any] | None, prefix: str = "") -> dict[str, str] | None:
-    """Return settings by dotted key as text; None for None."""
-    if tree is None:
-        return None
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten_config(value, f"{prefix}{key}.") or {})
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            flat[prefix + key] = text
-    return flat
 
 
 def _is_own(key: str, runs: Sequence[Run]) -> bool:

@@ -12,11 +12,12 @@ from typing import Any
 
 from fedge.errors import ConfigError
 from simulation.jsonl import read_jsonl
+from simulation.run_folder import CONFIG
 
 Rounds = Sequence[Mapping[str, Any]]
 
 METRICS = "metrics.jsonl"
-CONFIG = "config.json"
+
 _SEED = re.compile(r"seed-(\d+)")
 
 

@@ -64,6 +64,8 @@ class FusedBackend:
             return "it trains in float32 on the CPU"
         if hyper.optimizer not in FLAT_OPTIMIZERS:
             return f"it has no optimiser {hyper.optimizer!r}"
+        if any(True for _ in model.buffers()):
+            return "the model has buffers, whose changes it would lose"
         try:
             Program(model, layout_of(model), 1)
         except TaskError as error:

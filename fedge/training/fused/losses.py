@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 from typing import Any
 
 import torch
@@ -23,6 +24,15 @@ _PLAIN = {
     "label_smoothing": 0.0,
 }
 _NO_REDUCTION = 0
+_TORCH_NAMES = ("torch", "nn", "functional", "cross_entropy")
+_CHANGING = (
+    "STORE_ATTR",
+    "STORE_GLOBAL",
+    "STORE_SUBSCR",
+    "STORE_DEREF",
+    "FOR_ITER",
+    "MAKE_FUNCTION",
+)
 
 
 class LossGradient:
@@ -65,20 +75,59 @@ class LossGradient:
             return self._task.loss(outputs, targets)
         with _Recorder() as recorder:
             losses = self._task.loss(outputs, targets)
-        self.is_plain = recorder.saw_only_cross_entropy(outputs, targets, losses)
+        saw = recorder.saw_only_cross_entropy(outputs, targets, losses)
+        self.is_plain = saw and is_always_one_call(self._task.loss)
         return losses
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``cross_entropy(..., reduction="none")`` and the gradient of its weighted sum.
 
-    Autograd's machinery is a tenth of a small model's step; these are the operations that it runs.
+    With classes in rows and examples in columns the processor takes many examples at once: eight
+    times as fast as autograd with ten classes, a tenth of a small model's step.
     """
+    if len(targets) == 0 or int(targets.min()) < 0:
+        return _cross_entropy_by_torch(outputs, targets, weights)
+    columns = outputs.t().contiguous()
+    columns -= columns.amax(0)
+    chosen = targets[None]
+    losses = columns.gather(0, chosen)[0].neg_()
+    exponentials = columns.exp_()
+    sums = exponentials.sum(0)
+    losses += sums.log()
+    grad = exponentials.mul_(weights / sums)
+    grad.scatter_add_(0, chosen, -weights[None])
+    return losses, grad.t().contiguous()
+
+
+def _cross_entropy_by_torch(
+    outputs: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Do the same as torch does: it knows targets that count nothing, and refuses wrong ones."""
     logs = torch.log_softmax(outputs, 1)
     options = (None, _NO_REDUCTION, _PLAIN["ignore_index"])
     losses, total = aten.nll_loss_forward(logs, targets, *options)
     grad = aten.nll_loss_backward(weights, logs, targets, *options, total)
     return losses, aten._log_softmax_backward_data(grad, logs, 1, outputs.dtype)
+
+
+def is_always_one_call(function: Any) -> bool:
+    """Tell from its code that a function does one call of torch's and nothing else, always.
+
+    What was seen once says nothing of another batch where the function decides by what it is
+    given, or by what it or its object remembers.
+    """
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if code is None:
+        return False
+    num_calls = 0
+    for step in dis.get_instructions(code):
+        if "JUMP" in step.opname or step.opname in _CHANGING:
+            return False
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval not in _TORCH_NAMES:
+            return False
+        num_calls += step.opname.startswith("CALL") and "INTRINSIC" not in step.opname
+    return num_calls == 1
 
 
 class _Recorder(TorchFunctionMode):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fedge.task import Task
 from fedge.training.batches import check_losses
 from fedge.training.fused.chain import NotAChain, chain_of
+from fedge.training.fused.losses import LossGradient, cross_entropy
 from fedge.training.stacked.gradients import (
     Gradients,
     Product,
@@ -90,6 +91,7 @@ class Chain:
 
     def __init__(self, model: nn.Module, task: Task, dtype: torch.dtype) -> None:
         self._task = task
+        self._loss = LossGradient(task)
         self._dtype = dtype
         self._head, self._layers = _cut(model)
 
@@ -163,15 +165,35 @@ class Chain:
         """Return each row's loss, and the gradient of their sum in shares by the outputs."""
         rows, targets, shares = outputs.float(), targets.flatten(0, 1), shares.flatten()
         count = len(rows)
+        if self._is_plain(rest, rows, targets, shares):
+            filler = -count % _ROWS
+            padded = torch.nn.functional.pad(shares, (0, filler)) if filler else shares
+            losses, slope = cross_entropy(_fill(rows), _fill(targets), padded)
+            return losses[:count], _without_idle(slope[:count], shares).to(outputs.dtype)
         leaf = _fill(rows).detach().requires_grad_()
         with torch.enable_grad():
             losses = check_losses(self._task.loss(rest(leaf), _fill(targets)), len(leaf))
         missing = len(leaf) - count
         shares = torch.nn.functional.pad(shares, (0, missing)) if missing else shares
         (slope,) = torch.autograd.grad(losses, leaf, shares.to(losses.dtype))
-        # A row that counts nothing may have a slope of 0 × inf.
-        slope = torch.where((shares > 0).view(-1, *[1] * (slope.dim() - 1)), slope, 0.0)[:count]
+        slope = _without_idle(slope, shares)[:count]
         return losses.detach()[:count], slope.to(outputs.dtype)
+
+    def _is_plain(self, rest: nn.Module, rows: Tensor, targets: Tensor, shares: Tensor) -> bool:
+        """Tell whether the loss is plain cross-entropy of the rows; the first call looks."""
+        if not isinstance(rest, nn.Sequential) or len(rest) or rows.dim() != 2:
+            return False
+        if self._loss.is_plain is None:
+            self._loss(rows[None, :1], targets[None, :1], shares[None, :1])
+        return bool(self._loss.is_plain)
+
+
+def _without_idle(slope: Tensor, shares: Tensor) -> Tensor:
+    """Return the slope with zeros for rows that count nothing: theirs may be 0 × inf."""
+    counted = shares > 0
+    if counted.all():
+        return slope
+    return torch.where(counted.view(-1, *[1] * (slope.dim() - 1)), slope, 0.0)
 
 
 def _way_back(steps: list[tuple[_Layer, Tensor, Tensor, Backward]]) -> Iterator[_Passage]:

@@ -54,6 +54,19 @@ def test_every_client_has_images_and_all_are_dealt(num_clients: int) -> None:
         assert min(sizes) >= sum(sizes) // (2 * num_clients)
 
 
+def test_images_are_dealt_once_and_not_once_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, deal, calls = Digits(), Digits._split_clients, []
+
+    def counted(self: Digits, num_clients: int) -> object:
+        calls.append(num_clients)
+        return deal(self, num_clients)
+
+    monkeypatch.setattr(Digits, "_split_clients", counted)
+    sizes = [[len(task.client_data(client, num)) for client in range(num)] for num in (20, 7, 20)]
+    assert calls == [20, 7, 20]
+    assert sizes[0] == sizes[2]
+
+
 def test_clients_differ_more_the_smaller_alpha_is() -> None:
     def spread(alpha: float) -> float:
         task = Digits(seed=0, alpha=alpha)
