@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ class RayPool:
             "max_restarts": 0,
             "max_task_retries": 0,
         }
-        packed = self._ray.put(_pack(self._ray.cloudpickle, task))
+        packed = self._ray.put(_pack_task(self._ray.cloudpickle, task))
         actor = self._ray.remote(ShardActor).options(**options)
         folder = os.getcwd()
         log.info("up to %d Ray actors train", self.num_workers)
@@ -133,7 +133,7 @@ class RayPool:
 
     def _map(self, kind: str, request: Any, runs: Sequence[Run]) -> Iterator[Any]:
         self._num_requests += 1
-        asked = self._ray.put(pickle.dumps((kind, request)))  # travels once a node, not a run
+        asked = self._ray.put(_packed((kind, request)))  # travels once a node, not a run
         order = RunOrder(len(runs), self.num_workers)
         try:
             while not order.finished:
@@ -167,7 +167,7 @@ class RayPool:
                 return
             worker.index = index
             worker.work = worker.actor.work.remote(
-                self._num_requests, asked, pickle.dumps(runs[index]), self._backend
+                self._num_requests, asked, _packed(runs[index]), self._backend
             )
 
     def _ready(self) -> list[_Worker]:
@@ -207,7 +207,7 @@ class RayPool:
         if index is None:
             self._num_failed_starts = 0
             return
-        node, backend, result = pickle.loads(answer)
+        node, backend, result = ForkingPickler.loads(answer)
         self.runs_by_node[node] += 1
         order.put(index, result)
         self._settle(backend)
@@ -260,9 +260,9 @@ class ShardActor:
         import ray
 
         if number != self._number:
-            self._number, self._asked = number, pickle.loads(asked)
+            self._number, self._asked = number, ForkingPickler.loads(asked)
         kind, request = self._asked
-        run = pickle.loads(packed_run)
+        run = ForkingPickler.loads(packed_run)
         # Where a node's home cannot be written it measures here; the driver remembers the choice.
         with tempfile.TemporaryDirectory(prefix="fedge-") as folder:
             runner = self._runner_with(backend, Path(folder))
@@ -272,19 +272,23 @@ class ShardActor:
             else:
                 result = runner.evaluate(request, run)
         node = ray.get_runtime_context().get_node_id()
-        return pickle.dumps((node, backend, result))
+        return _packed((node, backend, result))
 
     def _runner_with(self, backend: str, folder: Path) -> ShardRunner:
         if self._runner is None or backend != self._backend or backend == _AUTO:
             engine = replace(self._config.engine, backend=backend)
             server = replace(self._config.server, run_dir=folder)
             config = replace(self._config, engine=engine, server=server)
-            self._runner = ShardRunner(config, pickle.loads(self._packed))
+            self._runner = ShardRunner(config, ForkingPickler.loads(self._packed))
             self._backend = backend
         return self._runner
 
 
-def _pack(cloudpickle: Any, task: Task) -> bytes:
+def _packed(value: Any) -> bytes:
+    return bytes(ForkingPickler.dumps(value))
+
+
+def _pack_task(cloudpickle: Any, task: Task) -> bytes:
     try:
         return bytes(cloudpickle.dumps(task))
     except Exception as error:  # the task is the user's: whatever it holds decides
