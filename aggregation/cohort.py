@@ -112,6 +112,11 @@ def needs_reference(name: str) -> bool:
     return name in BUFFERED and BUFFERED[name](AggregatorOptions()).needs_reference
 
 
+def needs_steps(name: str) -> bool:
+    """Tell whether an aggregator divides by the local steps that a client reports."""
+    return name in STREAMING and getattr(STREAMING[name], "needs_steps", False)
+
+
 class _Intake(Protocol):
     def add(self, update: ClientUpdate) -> None: ...
 

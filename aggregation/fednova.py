@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -41,6 +42,8 @@ class FedNova:
 
     Source: Wang et al. 2020, arXiv:2007.07481.
     """
+
+    needs_steps: ClassVar[bool] = True
 
     def __init__(self, options: AggregatorOptions) -> None:
         self._momentum = options.momentum

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class Scaffold:
 
     Source: Karimireddy et al. 2020, arXiv:1910.06378, option II.
     """
+
+    needs_steps: ClassVar[bool] = True
 
     def __init__(self, options: AggregatorOptions) -> None:
         self._learning_rate = options.learning_rate

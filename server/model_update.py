@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aggregation.cohort import RoundAggregate
+from aggregation.cohort import RoundAggregate, needs_steps
 from aggregation.contracts import AggregatorOptions, OptimizerOptions, RoundContext
 from aggregation.gate import GateLimits, UpdateGate
 from aggregation.methods import OPTIMIZERS
@@ -137,7 +137,7 @@ def _gate_limits(config: ServerConfig) -> GateLimits:
         max_staleness=chosen.max_staleness,
         max_epochs=train.local_epochs,
         batch_size=train.batch_size,
-        needs_steps=chosen.aggregator in ("fednova", "scaffold"),
+        needs_steps=needs_steps(chosen.aggregator),
     )
 
 

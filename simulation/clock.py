@@ -15,12 +15,8 @@ class VirtualClock:
     def __init__(self, start_s: float = 0.0) -> None:
         self._now_s = _passable(start_s)
 
-    def now(self) -> float:
-        """Return the virtual seconds since the run began."""
-        return self._now_s
-
     def monotonic(self) -> float:
-        """Return the same as `now`: the name that every clock has."""
+        """Return the virtual seconds since the run began."""
         return self._now_s
 
     def sleep(self, seconds: float) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
-from simulation.devices.hashing import Flags, Ids
+from simulation.devices.hashing import Ids
 from simulation.devices.schedule import Outcome, Schedule
 
 LATE = "late"
@@ -95,12 +95,6 @@ class Arrivals:
         counts = {Outcome(code).label: num for code, num in sorted(codes.items())}
         num_ok = counts.pop(Outcome.OK.label, 0)
         return {Outcome.OK.label: num_taken, LATE: num_ok - num_taken, **counts}
-
-    def busy_at(self, at_s: float) -> Ids:
-        """Return who cannot be asked anew in this round: at work still, or crashed by then."""
-        schedule = self._schedule
-        busy: Flags = (schedule.stops_s > at_s) | (schedule.outcome == Outcome.CRASH)
-        return schedule.clients[busy]
 
     @property
     def bytes_down(self) -> int:

@@ -7,6 +7,7 @@ step has the shape ``[K, B, ...]`` and any memory format. Steps work without aut
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -74,7 +75,7 @@ class Step(Protocol):
         ...
 
 
-class Plain:
+class Plain(ABC):
     """A step without parameters: what it need not say itself."""
 
     is_random = False
@@ -86,15 +87,15 @@ class Plain:
         """Return the inputs' gradient."""
         return self.input_gradient(grad) if needs_input else None
 
+    @abstractmethod
     def input_gradient(self, grad: Tensor) -> Tensor:
         """Return the inputs' gradient."""
-        raise NotImplementedError
 
     def squares(self, grad: Tensor, needs_input: bool) -> tuple[Tensor | None, Tensor | None]:
         """Nothing is trained, so nothing adds to a norm."""
         return None, self.backward(grad, needs_input)
 
-    def weighted(self, coefficients: Tensor) -> None:
+    def weighted(self, coefficients: Tensor) -> None:  # noqa: B027 - most layers train nothing
         """Nothing is trained."""
 
 

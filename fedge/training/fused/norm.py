@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -24,21 +25,21 @@ class NormStep(Plain):
         self._moments: tuple[Tensor, Tensor] = (self._x, self._x)
         self._each: dict[str, Tensor] = {}
 
+    @abstractmethod
     def normalise(self, x: Tensor) -> Any:
         """Return ``[N, ...]`` normalised, means and inverse deviations."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unnormalise(self, grad: Tensor, x: Tensor) -> Tensor:
         """Return the input's gradient, ``[N, ...]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def spread(self, parameters: Tensor, num_dims: int) -> Tensor:
         """Return ``[K, ...]`` in a shape that is multiplied with ``[K, B, ...]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def by_example(self, values: Tensor) -> Tensor:
         """Sum what one parameter of one example is multiplied with, ``[K, B, parameters]``."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""

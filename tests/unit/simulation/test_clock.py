@@ -13,13 +13,13 @@ def test_sleeping_and_advancing_add_up() -> None:
     clock.sleep(2.5)
     clock.advance_to(20.0)
     clock.sleep(0)
-    assert clock.now() == clock.monotonic() == 20.0
+    assert clock.monotonic() == 20.0
 
 
 def test_time_never_goes_back() -> None:
     clock = VirtualClock(5.0)
     clock.advance_to(3.0)
-    assert clock.now() == 5.0
+    assert clock.monotonic() == 5.0
 
 
 @pytest.mark.parametrize("seconds", [-1.0, math.inf, math.nan])
@@ -29,7 +29,7 @@ def test_impossible_times_are_refused(seconds: float) -> None:
         clock.sleep(seconds)
     with pytest.raises(ValueError, match="finite seconds"):
         clock.advance_to(seconds)
-    assert clock.now() == 5.0
+    assert clock.monotonic() == 5.0
 
 
 def test_both_clocks_serve_where_one_is_asked_for() -> None:

@@ -95,14 +95,12 @@ def test_without_a_deadline_the_round_ends_when_nobody_can_answer_any_more() -> 
     assert come.ends_at(1, filled=False) == START + 8
 
 
-def test_late_work_keeps_a_device_busy_and_its_bytes_count() -> None:
+def test_late_work_is_counted_and_so_are_its_bytes() -> None:
     schedule = make_schedule([2, 30, 1, 1], [0, 0, Outcome.CRASH, Outcome.DROPOUT])
     come = Arrivals(schedule, start_s=START, deadline_s=10)
     assert come.next(9).tolist() == [0]
     assert come.ends_at(1, filled=True) == START + 2
     assert come.outcomes(1) == {"ok": 1, "late": 1, "drop-out": 1, "crash": 1}
-    assert come.busy_at(START + 2).tolist() == [10, 20]
-    assert come.busy_at(START + 1.5).tolist() == [0, 10, 20]
     assert come.bytes_down == 12
     assert come.bytes_up == 5
 
