@@ -22,6 +22,7 @@ from fedge.privacy.planning import DpPlan
 from fedge.settings import Hyperparameters
 from fedge.task import Examples, Task
 from fedge.training.local import LocalResult
+from fedge.training.steps import Steps
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -85,7 +86,7 @@ class Batches:
 
     inputs: Tensor
     targets: Tensor
-    steps: list[Tensor]
+    steps: Steps
     seed: int
     noise: list[Tensor] | None = None
     plan: DpPlan | None = None

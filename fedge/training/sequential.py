@@ -100,7 +100,7 @@ def _replay(member: Batches, hyper: Hyperparameters) -> CohortMember:
         private=False,
         first_seed=member.seed,
         epochs=(
-            torch.cat(member.steps[start : start + per_epoch])
+            torch.cat(list(member.steps[start : start + per_epoch]))
             for start in range(0, len(member.steps), per_epoch)
         ),
         batches=iter(member.steps),
