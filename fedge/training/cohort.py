@@ -205,7 +205,7 @@ class CohortTrainer:
                     for name in BACKENDS
                 }
                 able = {name: self._backend(name) for name, why in against.items() if not why}
-                choice = measure(able, parent, members, hyper)
+                choice = measure(able, parent, members, hyper, self._settings.device)
                 if choice is None:
                     return ""
                 reasons = {name: why for name, why in against.items() if why}

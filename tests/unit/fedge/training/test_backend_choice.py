@@ -38,6 +38,8 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now_s
 
+    process_time = perf_counter
+
 
 class Timed:
     """A backend that takes so long a client and otherwise trains one by one."""
@@ -288,3 +290,23 @@ def test_training_with_dp_is_chosen_for_by_itself() -> None:
     trainer.train(parent, make_cohort(SIZES, [plan(8)] * 3), HYPER)
     assert trainer.backend_name(HYPER, private=True)
     assert not trainer.backend_name(HYPER, private=False)
+
+
+def test_of_long_training_the_first_steps_are_measured_and_rates_are_of_the_whole(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Counting(Timed):
+        def train(
+            self, parent: Vector, members: Sequence[Batches], hyper: Hyperparameters
+        ) -> list[Outcome]:
+            seen.extend(len(member.steps) for member in members)
+            return super().train(parent, members, hyper)
+
+    trainer = trainer_with([Counting("only", clock, 0.01)], monkeypatch)
+    parent = LocalTrainer(Toy()).initial_weights(0)
+    hyper = replace(HYPER, local_epochs=40)  # of two steps
+    trainer.train(parent, make_cohort(SIZES), hyper)
+    assert seen[-len(SIZES) :] == [80] * len(SIZES)
+    assert set(seen[: -len(SIZES)]) == {20}
