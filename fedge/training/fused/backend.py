@@ -24,11 +24,15 @@ from fedge.training.local import DIVERGED, LocalResult
 from fedge.training.sgd import trained_parameters
 from fedge.weights import layout_of
 
-_MAX_CLIENTS = 4
-"""More would leave the core's cache: the time of convolutions grows again from 6 clients on."""
+_MAX_CLIENTS = 8
+"""Each operation has a cost of its own, which more clients share; the convolutions themselves
+take longer where more images stand in the core's cache."""
 
-_MAX_PARAMETERS = 1 << 22
-"""From so many on, weights fill the cache and a client goes alone."""
+_MAX_PRIVATE_CLIENTS = 4
+"""Gradients of single examples fill the cache sooner, and batches of unlike size are filled up."""
+
+_MAX_PARAMETERS = {1 << 19: _MAX_CLIENTS, 1 << 22: 4}
+"""Up to so many, so many clients; beyond, weights fill the cache and a client goes alone."""
 
 
 @BACKENDS.register("fused")
@@ -50,8 +54,8 @@ class FusedBackend:
     @cached_property
     def _program(self) -> Program:
         size = sum(parameter.numel() for parameter in trained_parameters(self._model))
-        num_clients = _MAX_CLIENTS if size <= _MAX_PARAMETERS else 1
-        return Program(self._model, self._layout, num_clients)
+        fitting = (clients for limit, clients in _MAX_PARAMETERS.items() if size <= limit)
+        return Program(self._model, self._layout, next(fitting, 1))
 
     def reason_against(
         self,
@@ -92,6 +96,8 @@ class FusedBackend:
             key=lambda at: (-len(members[at].steps), -len(members[at].inputs)),
         )
         size = len(self._program.weights)
+        if any(member.plan is not None for member in members):
+            size = min(size, _MAX_PRIVATE_CLIENTS)
         if self._program.is_random or not self._has_plain_loss(parent, members):
             size = 1
         num_groups = -(-len(order) // size)

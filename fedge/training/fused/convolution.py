@@ -46,8 +46,8 @@ class ConvStep(Plain):
         kernels = self._weight.value.permute(0, 1, 3, 4, 2).flatten(0, 1)
         self._kernel = kernels.permute(0, 3, 1, 2)
         bias = None if self._bias is None else self._bias.value.flatten()
-        options = (self._stride, self._padding, self._dilation, len(x) * self._groups)
-        return from_images(torch.conv2d(self._images, self._kernel, bias, *options), len(x))
+        options = (self._stride, self._padding, self._dilation, x.shape[0] * self._groups)
+        return from_images(torch.conv2d(self._images, self._kernel, bias, *options), x.shape[0])
 
     def backward(self, grad: Tensor, needs_input: bool) -> Tensor | None:
         """Correlate with the inputs, and convolve with the turned kernel."""
@@ -62,7 +62,7 @@ class ConvStep(Plain):
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """Convolve images with the turned kernel."""
-        x, kernel, num = self._images, self._kernel, len(self._x)
+        x, kernel, num = self._images, self._kernel, self._x.shape[0]
         if num == 1 and x.shape[1] % _BLOCK:
             # oneDNN is slow here in channels-last. Of x only shape and format are read.
             grad, kernel, x = grad.contiguous(), kernel.contiguous(), torch.empty(x.shape)
@@ -104,14 +104,14 @@ class ConvStep(Plain):
         # Of the kernels only the shape is read.
         kernels = x.new_empty(()).expand(num * shape[0], *shape[1:])
         rest = (False, [0, 0], num * self._groups, [False, True, False])
-        each = aten.convolution_backward(grad, x, kernels, [0], *options, *rest)[1]
+        each = aten.convolution_backward.default(grad, x, kernels, [0], *options, *rest)[1]
         return each.view(num, *shape)  # type: ignore[no-any-return]
 
     def _run(self, grad: Tensor, x: Tensor, kernel: Tensor, mask: list[bool]) -> list[Tensor]:
         """Return the gradients of input, kernel and bias that the mask asks for."""
-        groups = len(self._x) * self._groups
+        groups = self._x.shape[0] * self._groups
         options = (self._stride, self._padding, self._dilation, False, [0, 0], groups)
-        return aten.convolution_backward(grad, x, kernel, [0], *options, mask)  # type: ignore[no-any-return]
+        return aten.convolution_backward.default(grad, x, kernel, [0], *options, mask)  # type: ignore[no-any-return]
 
 
 def conv_options(layer: nn.Module) -> tuple[list[int], list[int], list[int], int]:

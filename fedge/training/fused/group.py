@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -74,11 +75,15 @@ class Group:
 
     def _set_means(self, steps: list[Tensor], step: int) -> None:
         """Set them to those of the batches' mean losses."""
-        weights = torch.tensor([[1 / len(positions)] for positions in steps])
         positions, real = _filled(steps)
-        losses, grad = self._evaluate(positions, weights * real)
-        self._check(losses, steps, "loss", step)
-        self._count(losses, real)
+        sizes = [at.shape[0] for at in steps]
+        if real is None:
+            weights = torch.full((len(sizes), sizes[0]), 1 / sizes[0])
+        else:
+            weights = real * torch.tensor([[1 / size] for size in sizes])
+        losses, grad = self._evaluate(positions, weights)
+        if not self._count(losses, real, sizes):
+            self._check(losses, steps, "loss", step)
         self._program.backward(grad)
 
     def _set_noisy(self, steps: list[Tensor], step: int) -> None:
@@ -90,11 +95,12 @@ class Group:
         clip_norms = torch.tensor([[plan.clip_norm] for plan in plans])
         for part in _parts(steps):
             positions, real = _filled(part)
-            losses, grad = self._evaluate(positions, real)
+            ones = torch.ones(len(part), positions[0].shape[0]) if real is None else real
+            losses, grad = self._evaluate(positions, ones)
             norms = program.norms(grad)
             self._check(norms, part, "gradient", step)
-            self._count(losses, real)
-            program.weighted((clip_norms / (norms + _NORM_GUARD)).clamp_(max=1.0) * real)
+            self._count(losses, real, [at.shape[0] for at in part])
+            program.weighted((clip_norms / (norms + _NORM_GUARD)).clamp_(max=1.0) * ones)
             total += gradient
         for number, (member, plan) in enumerate(zip(self._members, plans, strict=False)):
             assert member.noise is not None
@@ -118,30 +124,37 @@ class Group:
             except TaskError as error:
                 self.errors.setdefault(number, error)
 
-    def _count(self, losses: Tensor, real: Tensor) -> None:
-        sums = torch.where(real > 0, losses, 0).double().sum(1).tolist()
-        for progress, total, size in zip(self.progress, sums, real.sum(1).tolist(), strict=False):
+    def _count(self, losses: Tensor, real: Tensor | None, sizes: list[int]) -> bool:
+        """Add up real examples' losses; tell whether all are finite."""
+        if real is not None:
+            losses = torch.where(real > 0, losses, 0)
+        sums = losses.sum(1, dtype=torch.float64).tolist()
+        for progress, total, size in zip(self.progress, sums, sizes, strict=False):
             progress.total_loss += total
-            progress.num_examples += int(size)
+            progress.num_examples += size
+        return all(map(math.isfinite, sums))
 
     def delta(self, number: int, start: Tensor) -> Vector:
         """Return what training changed."""
         return self._program.unflatten(self._program.weights[number] - start)
 
 
-def _filled(steps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Fill positions up to the largest batch, and tell which are real, ``[K, B]`` of 1 and 0."""
-    sizes = [len(positions) for positions in steps]
+def _filled(steps: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+    """Fill positions up to the largest batch, and tell which are real, ``[K, B]`` of 1 and 0.
+
+    None: all of them.
+    """
+    sizes = [at.shape[0] for at in steps]
     largest = max(sizes)
     if min(sizes) == largest:
-        return steps, torch.ones(len(steps), largest)
+        return steps, None
     real = torch.zeros(len(steps), largest)
     filled = []
     for number, positions in enumerate(steps):
-        real[number, : len(positions)] = 1
+        real[number, : sizes[number]] = 1
         # An example of the batch itself, so that no other one can do any harm.
-        filler = int(positions[0]) if len(positions) else 0
-        spare = positions.new_full((largest - len(positions),), filler)
+        filler = int(positions[0]) if sizes[number] else 0
+        spare = positions.new_full((largest - sizes[number],), filler)
         filled.append(torch.cat((positions, spare)))
     return filled, real
 

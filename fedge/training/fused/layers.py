@@ -120,15 +120,29 @@ def weighted_sum(gradients: Tensor, coefficients: Tensor, out: Tensor | None) ->
 
 def as_images(x: Tensor) -> Tensor:
     """Return ``[K, B, C, H, W]`` as ``[B, K · C, H, W]``, channels last; a view if it can be."""
+    clients, batch, channels, height, width = x.shape
+    shape = (batch, clients * channels, height, width)
+    strides = _channels_last(shape)
+    # One view, for what `from_images` made: between large products every operation counts.
+    if x.stride() == (channels, strides[0], *strides[1:]):
+        return x.as_strided(shape, strides)
     images = x.transpose(0, 1).flatten(1, 2)
-    if images.shape[1] == 1:
+    if shape[1] == 1:
         # One channel has both formats at once: say which, or oneDNN answers in the other.
-        height, width = images.shape[2:]
-        return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
+        return images.contiguous().as_strided(shape, strides)
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def from_images(images: Tensor, num_clients: int) -> Tensor:
     """Return ``[B, K · C, H, W]`` as a view ``[K, B, C, H, W]``."""
-    batch, channels, *size = images.shape
-    return images.view(batch, num_clients, channels // num_clients, *size).transpose(0, 1)
+    batch, channels, height, width = images.shape
+    each = channels // num_clients
+    across, step, *inner = images.stride()
+    return images.as_strided(
+        (num_clients, batch, each, height, width), (each * step, across, step, *inner)
+    )
+
+
+def _channels_last(shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    _, channels, height, width = shape
+    return (channels * height * width, 1, channels * width, channels)

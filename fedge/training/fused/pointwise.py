@@ -31,7 +31,7 @@ class ReLUStep(Plain):
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """Pass where the output is positive."""
-        passed: Tensor = aten.threshold_backward(grad, self._y, 0)
+        passed: Tensor = aten.threshold_backward.default(grad, self._y, 0)
         return passed
 
 

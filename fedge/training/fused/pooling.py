@@ -33,13 +33,13 @@ class MaxPoolStep(Plain):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool all clients' channels at once; channels last, torch works with whole vectors."""
-        self._x, self._num_clients = as_images(x), len(x)
-        y, self._indices = aten.max_pool2d_with_indices(self._x, *self._options)
-        return from_images(y, len(x))
+        self._x, self._num_clients = as_images(x), x.shape[0]
+        y, self._indices = aten.max_pool2d_with_indices.default(self._x, *self._options)
+        return from_images(y, x.shape[0])
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """Give each window's gradient to its largest value."""
-        spread = aten.max_pool2d_with_indices_backward(
+        spread = aten.max_pool2d_with_indices_backward.default(
             as_images(grad), self._x, *self._options, self._indices
         )
         return from_images(spread, self._num_clients)

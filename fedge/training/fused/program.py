@@ -107,7 +107,12 @@ class Program:
         return torch.from_numpy(np.concatenate([views[name].ravel() for name in self._trained]))
 
     def unflatten(self, values: Tensor) -> Vector:
-        """Return ``[P]`` as a vector of the layout, with zeros for what is not trained."""
+        """Return ``[P]`` as a vector of the layout, with zeros for what is not trained.
+
+        May share memory with the values.
+        """
+        if tuple(self._trained) == self._layout.names:
+            return values.numpy()
         vector = np.zeros(self._layout.size, np.float32)
         views, start = self._layout.views(vector), 0
         for name in self._trained:

@@ -143,6 +143,16 @@ def test_a_large_private_batch_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch
     assert_equal(found, alone(local, local.initial_weights(0), again, HYPER))
 
 
+@pytest.mark.parametrize("private", [False, True], ids=["plain", "dp"])
+def test_more_members_than_a_group_holds_are_all_trained_in_their_order(private: bool) -> None:
+    task, sizes = Images(model=LeNet), tuple(1 + 5 * at % 11 for at in range(19))
+    plans = plan(6, num_steps=2) if private else None
+    found = train(task, [replace(member, plan=plans) for member in members(sizes)], HYPER)
+    local = LocalTrainer(task)
+    again = [replace(member, plan=plans) for member in members(sizes)]
+    assert_equal(found, alone(local, local.initial_weights(0), again, HYPER))
+
+
 def test_empty_private_batches_still_take_noisy_steps() -> None:
     task, plans = Images(model=LeNet), DpPlan(0.4, 1e-12, 3, 0.5, 1e-5, 9.0)
     (found,) = train(task, [replace(members((4,))[0], plan=plans)], HYPER)
