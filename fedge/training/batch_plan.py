@@ -40,7 +40,7 @@ def plan_batches(
         steps, noise = _shuffled(draws, len(inputs), hyper), None
     else:
         steps, noise = _poisson(draws, len(inputs), plan, num_trained)
-    return Batches(inputs, targets, steps, seed, noise, plan, member.correction)
+    return Batches(inputs, targets, steps, seed, noise, plan, member.correction, member.start)
 
 
 def noise_bytes(plan: DpPlan | None, num_trained: int) -> int:

@@ -67,6 +67,7 @@ class CohortTrainer:
         self._sequential = SequentialBackend(task)
         self._backends: dict[str, Backend] = {SequentialBackend.name: self._sequential}
         self._chosen: dict[str, str] = {}
+        self._said_so = False
         if self._settings.backend != _AUTO:
             self._backend(self._settings.backend)
 
@@ -132,6 +133,11 @@ class CohortTrainer:
                 outcomes[position] = error
             except Exception as error:  # arrays that torch cannot read, say
                 outcomes[position] = TaskError(f"training failed: {describe(error)}")
+        personal = bool(hyper.personal_layers)
+        own = [at for at, batch in planned.items() if batch.start is not None or personal]
+        if own:
+            found = self._train_own([planned.pop(at) for at in own], parent, hyper)
+            outcomes |= dict(zip(own, found, strict=True))
         for private in (False, True):
             chosen = [at for at, batch in planned.items() if (batch.plan is not None) == private]
             if chosen:
@@ -140,6 +146,15 @@ class CohortTrainer:
                 found = self._train_or_split(backend, parent, batches, hyper)
                 outcomes |= dict(zip(chosen, found, strict=True))
         return [outcomes[position] for position in range(len(members))]
+
+    def _train_own(
+        self, members: list[Batches], parent: Vector, hyper: Hyperparameters
+    ) -> list[Outcome]:
+        """Train members that start from weights of their own, which other backends do not take."""
+        if not self._said_so:
+            self._said_so = True
+            log.info("clients with personal layers are trained by %r", self._sequential.name)
+        return self._sequential.train(parent, members, hyper)
 
     def _train_or_split(
         self, backend: Backend, parent: Vector, members: list[Batches], hyper: Hyperparameters

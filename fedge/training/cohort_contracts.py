@@ -57,12 +57,15 @@ class CohortMember:
         draws: batches, noise and dropout; consumed as if the client were trained alone.
         plan: None trains without DP.
         correction: SCAFFOLD's server control less this client's; None is zero.
+        start: weights that training starts from, and that the delta is relative to; None is the
+            cohort's parent.
     """
 
     examples: Examples
     draws: Draws
     plan: DpPlan | None = None
     correction: Vector | None = None
+    start: Vector | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,7 @@ class Batches:
         noise: DP only: standard normals of each step, ``[trained parameters]`` float64 in the
             model's parameter order; the backend scales them.
         correction: ``[layout.size]``, checked: finite, of this layout, only with ``scaffold``.
+        start: the member's own; only ``sequential`` is given members that have one.
     """
 
     inputs: Tensor
@@ -90,6 +94,7 @@ class Batches:
     noise: list[Tensor] | None = None
     plan: DpPlan | None = None
     correction: Vector | None = None
+    start: Vector | None = None
 
 
 class Backend(Protocol):

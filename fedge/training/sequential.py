@@ -57,7 +57,7 @@ class SequentialBackend:
         """Train one member; whatever its task raises is its own error."""
         try:
             return self._trainer.train(
-                parent,
+                parent if member.start is None else member.start,
                 member.examples,
                 hyper,
                 draws=member.draws,
@@ -107,7 +107,7 @@ def _replay(member: Batches, hyper: Hyperparameters) -> CohortMember:
         noise=iter(member.noise or ()),
     )
     examples = Examples(member.inputs.numpy(), member.targets.numpy())
-    return CohortMember(examples, draws, member.plan, member.correction)
+    return CohortMember(examples, draws, member.plan, member.correction, member.start)
 
 
 def _nothing_left(size: int) -> Tensor:
