@@ -13,7 +13,7 @@ from edge_client.scaffold import control_after, is_scaffold
 from edge_client.worker import Trained
 from fedge.errors import ConfigError, TaskError
 from fedge.messages import WeightsRequest
-from fedge.params import Vector
+from fedge.params import Layout, Vector
 from fedge.personal import PersonalPart, Tensors, personal_part
 
 _log = logging.getLogger(__name__)
@@ -97,6 +97,15 @@ def start_of(memory: RoundMemory, request: WeightsRequest) -> Vector | None:
     return (
         request.weights if memory.personal is None else part.put(request.weights, memory.personal)
     )
+
+
+def with_personal(stored: Memory, layout: Layout, weights: Vector) -> Vector:
+    """Return weights with the personal part of a memory in them; as they are where it has none."""
+    tensors = stored.get("personal")
+    if not isinstance(tensors, dict) or stored.get("layout") != layout.digest:
+        return weights
+    part = PersonalPart(layout, tuple(name for name in layout.names if name in tensors))
+    return part.put(weights, tensors) if part.fits(tensors) else weights
 
 
 def encode_round(
