@@ -161,3 +161,22 @@ def test_patterns_that_do_not_fit_the_model_end_a_run_before_it_begins(
     with pytest.raises(ConfigError, match=r"^train\.personal_layers: .*0\.weight, 0\.bias"):
         run(configured(tmp_path, train={"personal_layers": [pattern]}))
     assert CheckpointStore(tmp_path / "checkpoints").latest() is None
+
+
+def test_two_workers_train_and_measure_what_one_does(tmp_path: Path) -> None:
+    one, two = (
+        run(
+            configure(
+                tmp_path / str(workers),
+                num_clients=70,
+                rounds={"num_rounds": 2},
+                train={"personal_layers": ["3.*"]},
+                engine={"workers": workers},
+            )
+        )
+        for workers in (1, 2)
+    )
+    assert one.digests == two.digests
+    measured = [entry["evaluation"]["loss"] for entry in one.rounds]
+    assert measured == [entry["evaluation"]["loss"] for entry in two.rounds]
+    assert measured[1] < measured[0]
