@@ -54,7 +54,7 @@ def recall(stored: Memory, request: WeightsRequest) -> RoundMemory:
     """Return what is remembered for a request; what belongs to another model begins anew.
 
     Error feedback of another codec is dropped: what one codec left out says nothing of what the
-    next one will.
+    next one will. So is that of other personal layers, which may hold what is personal now.
 
     Raises:
         TaskError: the personal layers that the server names are not those of a model.
@@ -64,12 +64,15 @@ def recall(stored: Memory, request: WeightsRequest) -> RoundMemory:
     if stored.get("layout") != layout_digest:
         return RoundMemory(layout_digest, request.codec)
     same_codec = stored.get("codec") == request.codec
+    own = stored.get("personal")
+    before = set(own) if isinstance(own, dict) else set()
+    same_layers = before == set(() if part is None else part.names)
     return RoundMemory(
         layout_digest,
         request.codec,
-        stored.get("codec_state") if same_codec else None,
+        stored.get("codec_state") if same_codec and same_layers else None,
         _control(stored.get("control"), request),
-        _personal(stored.get("personal"), part, request.run_name),
+        _personal(own, part, request.run_name),
     )
 
 
@@ -94,9 +97,8 @@ def start_of(memory: RoundMemory, request: WeightsRequest) -> Vector | None:
     part = part_of(request)
     if part is None:
         return None
-    return (
-        request.weights if memory.personal is None else part.put(request.weights, memory.personal)
-    )
+    own = memory.personal
+    return request.weights if own is None else part.put(request.weights, own)
 
 
 def with_personal(stored: Memory, layout: Layout, weights: Vector) -> Vector:

@@ -69,7 +69,6 @@ class PersonalPart:
         )
 
 
-@lru_cache(maxsize=8)
 def personal_part(layout: Layout, patterns: tuple[str, ...]) -> PersonalPart | None:
     """Return what of a layout is personal; None where there are no patterns.
 
@@ -79,8 +78,11 @@ def personal_part(layout: Layout, patterns: tuple[str, ...]) -> PersonalPart | N
     Raises:
         ConfigError: a pattern matches no tensor, or nothing would be shared.
     """
-    if not patterns:
-        return None
+    return _matched(layout, patterns) if patterns else None
+
+
+@lru_cache(maxsize=8)
+def _matched(layout: Layout, patterns: tuple[str, ...]) -> PersonalPart:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in layout.names):
             raise ConfigError(

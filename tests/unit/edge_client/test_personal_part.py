@@ -176,6 +176,17 @@ def test_the_head_of_another_model_run_or_choice_of_layers_begins_anew(
     assert (worker.starts[-1] == 2).all()
 
 
+def test_what_was_held_back_of_a_layer_is_not_sent_once_it_is_personal() -> None:
+    participant, anew = make(DrawnWorker()), make(DrawnWorker())
+    codec = "topk:0.1+int8"  # error feedback holds nearly all of the first round
+    shared = ask_for(1, codec=codec, hyper=replace(HYPER, personal_layers=()))
+    trained(participant, shared)
+    trained(anew, replace(shared, run_name="another"))
+    sent = trained(participant, ask_for(2, codec=codec))
+    assert not sent[HEAD].any()
+    assert sent.tobytes() == trained(anew, ask_for(2, codec=codec)).tobytes()
+
+
 @pytest.mark.parametrize("patterns", [("hed",), ("head", "tail*"), ("*",)])
 def test_patterns_that_do_not_fit_the_model_are_refused_before_anything_is_spent(
     patterns: tuple[str, ...],
