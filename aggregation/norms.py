@@ -30,9 +30,11 @@ def norm_of(vector: Vector) -> float:
     above 1e18.
     """
     whole = vector.size - vector.size % _ROW
-    tensor = tensor_of(vector)
-    rows = torch.linalg.vector_norm(tensor[:whole].view(-1, _ROW), dim=1).double()
-    rest = torch.linalg.vector_norm(tensor[whole:]).item()
+    # BLAS takes a fifth of the time that torch needs to begin, of a small model's every update.
+    rest = math.sqrt(float(np.vdot(vector[whole:], vector[whole:])))
+    if not whole:
+        return rest
+    rows = torch.linalg.vector_norm(tensor_of(vector)[:whole].view(-1, _ROW), dim=1).double()
     return math.hypot(torch.linalg.vector_norm(rows).item(), rest)
 
 

@@ -109,6 +109,28 @@ def report(
     _say(f"Report: {output}")
 
 
+@app.command("what-if")
+def what_if(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    deadlines: Annotated[
+        str, typer.Option("--deadlines", metavar="S,S,...", help="Seconds that a round may take.")
+    ] = "60,120,300,600",
+    over_selections: Annotated[
+        str, typer.Option("--over-selections", metavar="F,F,...", help="Times as many are asked.")
+    ] = "1.0,1.1,1.3,1.5",
+) -> None:
+    """Tell what deadlines and over-selections would do on these devices; nothing is trained."""
+    setup_logging(PROGRAM)
+    from simulation.planning_table import numbers_of, planning_table
+    from simulation.round_planning import plan_rounds
+    from simulation.runner import make_task
+
+    settings = load(SimulateConfig, config, overrides or ())
+    choices = numbers_of(deadlines, "--deadlines"), numbers_of(over_selections, "--over-selections")
+    Console().print(planning_table(plan_rounds(settings, make_task(settings), *choices)))
+
+
 def _refuse_options(context: typer.Context) -> None:
     """Refuse options of a run before the name of a command that would ignore them."""
     for name in context.params:

@@ -75,7 +75,12 @@ class Draws:
 
     def seed(self) -> int:
         """Return a seed for a library that draws by itself (dropout); no noise comes of it."""
-        return int(self.uniform(1).item() * (1 << _MANTISSA_BITS))
+        return seed_of(self.uniform(1).item())
+
+
+def seed_of(uniform: float) -> int:
+    """Return the seed that a uniform in [0, 1) stands for."""
+    return int(uniform * (1 << _MANTISSA_BITS))
 
 
 def _system_uniform(size: int) -> Tensor:

@@ -121,40 +121,37 @@ class CohortTrainer:
         self, parent: Vector, members: list[CohortMember], hyper: Hyperparameters
     ) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
-        planned: dict[int, Batches] = {}
+        in_time = []
         for position, member in enumerate(members):
-            if noise_bytes(member.plan, self._num_trained) > self._noise_limit_bytes:
+            if member.start is not None or hyper.personal_layers:
+                outcomes[position] = self._train_own(parent, member, hyper)
+            elif noise_bytes(member.plan, self._num_trained) > self._noise_limit_bytes:
                 # Trained alone, it draws the noise of a step when it takes the step.
                 outcomes[position] = self._sequential.train_member(parent, member, hyper)
-                continue
-            try:
-                planned[position] = plan_batches(member, self.layout, hyper, self._num_trained)
-            except TaskError as error:
-                outcomes[position] = error
-            except Exception as error:  # arrays that torch cannot read, say
-                outcomes[position] = TaskError(f"training failed: {describe(error)}")
-        personal = bool(hyper.personal_layers)
-        own = [at for at, batch in planned.items() if batch.start is not None or personal]
-        if own:
-            found = self._train_own([planned.pop(at) for at in own], parent, hyper)
-            outcomes |= dict(zip(own, found, strict=True))
-        for private in (False, True):
-            chosen = [at for at, batch in planned.items() if (batch.plan is not None) == private]
+            else:
+                in_time.append(position)
+        batched = [members[at] for at in in_time]
+        planned = plan_batches(batched, self.layout, hyper, self._num_trained)
+        batches: dict[bool, dict[int, Batches]] = {False: {}, True: {}}
+        for position, plan in zip(in_time, planned, strict=True):
+            if isinstance(plan, TaskError):
+                outcomes[position] = plan
+            else:
+                batches[plan.plan is not None][position] = plan
+        for private, chosen in batches.items():
             if chosen:
-                batches = [planned[at] for at in chosen]
-                backend = self._choose(parent, batches, hyper, private)
-                found = self._train_or_split(backend, parent, batches, hyper)
+                ready = list(chosen.values())
+                backend = self._choose(parent, ready, hyper, private)
+                found = self._train_or_split(backend, parent, ready, hyper)
                 outcomes |= dict(zip(chosen, found, strict=True))
         return [outcomes[position] for position in range(len(members))]
 
-    def _train_own(
-        self, members: list[Batches], parent: Vector, hyper: Hyperparameters
-    ) -> list[Outcome]:
-        """Train members that start from weights of their own, which other backends do not take."""
+    def _train_own(self, parent: Vector, member: CohortMember, hyper: Hyperparameters) -> Outcome:
+        """Train a member that starts from its own weights: a backend begins all from one parent."""
         if not self._said_so:
             self._said_so = True
             log.info("clients with personal layers are trained by %r", self._sequential.name)
-        return self._sequential.train(parent, members, hyper)
+        return self._sequential.train_member(parent, member, hyper)
 
     def _train_or_split(
         self, backend: Backend, parent: Vector, members: list[Batches], hyper: Hyperparameters

@@ -22,6 +22,7 @@ from fedge.privacy.planning import DpPlan
 from fedge.settings import Hyperparameters
 from fedge.task import Examples, Task
 from fedge.training.local import LocalResult
+from fedge.training.steps import Steps
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -84,17 +85,15 @@ class Batches:
         noise: DP only: standard normals of each step, ``[trained parameters]`` float64 in the
             model's parameter order; the backend scales them.
         correction: ``[layout.size]``, checked: finite, of this layout, only with ``scaffold``.
-        start: the member's own; only ``sequential`` is given members that have one.
     """
 
     inputs: Tensor
     targets: Tensor
-    steps: list[Tensor]
+    steps: Steps
     seed: int
     noise: list[Tensor] | None = None
     plan: DpPlan | None = None
     correction: Vector | None = None
-    start: Vector | None = None
 
 
 class Backend(Protocol):

@@ -100,14 +100,14 @@ def _replay(member: Batches, hyper: Hyperparameters) -> CohortMember:
         private=False,
         first_seed=member.seed,
         epochs=(
-            torch.cat(member.steps[start : start + per_epoch])
+            torch.cat(list(member.steps[start : start + per_epoch]))
             for start in range(0, len(member.steps), per_epoch)
         ),
         batches=iter(member.steps),
         noise=iter(member.noise or ()),
     )
     examples = Examples(member.inputs.numpy(), member.targets.numpy())
-    return CohortMember(examples, draws, member.plan, member.correction, member.start)
+    return CohortMember(examples, draws, member.plan, member.correction)
 
 
 def _nothing_left(size: int) -> Tensor:

@@ -7,7 +7,6 @@ comes from the network.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import multiprocessing
 import signal
@@ -23,6 +22,7 @@ from fedge.messages import Evaluation, Refusal, WeightsRequest
 from fedge.task import Task
 from server.cohorts import CohortRequest
 from simulation.engine.contracts import Run, ShardResult
+from simulation.engine.memory import keep_memory
 from simulation.engine.run_order import RunOrder
 from simulation.engine.shard_runner import ShardRunner
 from simulation.settings import SimulateConfig
@@ -164,9 +164,7 @@ def _work(pipe: connection.Connection[Any, Any], config: SimulateConfig, task: T
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's, which then ends us
     torch.set_num_threads(1)
     runner = ShardRunner(config, task)
-    # What was imported stays: without this, collecting garbage looks at all of it again.
-    gc.collect()
-    gc.freeze()
+    keep_memory()
     request: Any = None
     with contextlib.suppress(EOFError, BrokenPipeError):
         while (asked := pipe.recv()) is not None:

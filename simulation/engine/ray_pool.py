@@ -23,6 +23,7 @@ from fedge.task import Task
 from fedge.training.backend_choice import Choice, read_choice, write_choice
 from server.cohorts import CohortRequest
 from simulation.engine.contracts import SHARD_SIZE, Run, ShardResult
+from simulation.engine.memory import keep_memory
 from simulation.engine.ray_cluster import RayCluster
 from simulation.engine.run_order import RunOrder
 from simulation.engine.shard_runner import ShardRunner
@@ -276,6 +277,7 @@ class ShardActor:
 
     def _runner_with(self, backend: str, folder: Path) -> ShardRunner:
         if self._runner is None or backend != self._backend or backend == _AUTO:
+            keep_memory()
             engine = replace(self._config.engine, backend=backend)
             server = replace(self._config.server, run_dir=folder)
             config = replace(self._config, engine=engine, server=server)

@@ -25,7 +25,7 @@ def bucket_key(member: Batches, hyper: Hyperparameters) -> Hashable:
         full = size >= hyper.batch_size
         width = hyper.batch_size if full else min(hyper.batch_size, _round_up(size))
     else:
-        width = _round_up(max((len(step) for step in member.steps), default=1))
+        width = _round_up(int(member.steps.lengths.max(initial=1)))
     tensors = (member.inputs, member.targets)
     return (width, *((tensor.shape[1:], tensor.dtype) for tensor in tensors))
 
@@ -84,7 +84,7 @@ def _lengths(members: Sequence[Batches]) -> np.ndarray[tuple[int, int], np.dtype
     num_steps = max(len(member.steps) for member in members)
     lengths = np.zeros((len(members), num_steps), np.int64)
     for row, member in zip(lengths, members, strict=True):
-        row[: len(member.steps)] = [step.shape[0] for step in member.steps]
+        row[: len(member.steps)] = member.steps.lengths
     return lengths
 
 
@@ -96,10 +96,9 @@ def _rows(
     """Return where each row stands among the chunk's examples, ``[T, K, W]``."""
     sizes = [len(member.inputs) for member in members]
     starts = torch.from_numpy(np.cumsum([0, *sizes[:-1]]))
-    steps = [step for member in members for step in member.steps]
     found = torch.zeros(*lengths.shape, width, dtype=torch.int64)
     own = torch.arange(width) < torch.from_numpy(lengths)[:, :, None]
     # A mask is filled in the order in which the steps stand: member by member.
-    found.masked_scatter_(own, torch.cat(steps))
+    found.masked_scatter_(own, torch.cat([member.steps.order for member in members]))
     found = torch.where(own, found, found[:, :, :1]) + starts[:, None, None]
     return found.transpose(0, 1).contiguous()

@@ -15,7 +15,7 @@ from fedge.settings import Hyperparameters
 from fedge.task import Examples
 from fedge.tasks.digits import Digits
 from fedge.training.batch_plan import plan_batches
-from fedge.training.cohort_contracts import BACKENDS, CohortMember, CohortSettings, Outcome
+from fedge.training.cohort_contracts import BACKENDS, Batches, CohortMember, CohortSettings, Outcome
 from fedge.training.fused.backend import FusedBackend
 from fedge.training.local import LocalTrainer
 from fedge.training.sgd import trained_parameters
@@ -123,7 +123,8 @@ def train(task: Digits, members: Sequence[CohortMember], hyper: Hyperparameters)
     """Train members by the backend from the weights of seed 0."""
     local = LocalTrainer(task)
     trained = sum(value.numel() for value in trained_parameters(local._model))
-    batches = [plan_batches(member, local.layout, hyper, trained) for member in members]
+    planned = plan_batches(members, local.layout, hyper, trained)
+    batches = [batch for batch in planned if isinstance(batch, Batches)]
     return backend(task).train(local.initial_weights(0), batches, hyper)
 
 
