@@ -17,6 +17,7 @@ from aggregation.norms import norm_of
 from aggregation.staleness import staleness_discount
 from fedge.errors import UpdateRejected
 from fedge.params import Layout, Vector
+from fedge.personal import personal_part
 
 MIN_EXAMPLES = 1e-6
 MAX_SUMMABLE_NORM = 1e18
@@ -37,6 +38,8 @@ class GateLimits:
             update with so many examples may say it took. 0 epochs bound nothing.
         needs_steps: whether the aggregator divides by local steps, so that a stock client, which
             does not report them, cannot take part.
+        personal_layers: patterns of parameters that stay on the clients; what an update says of
+            them is taken as zero.
     """
 
     max_norm: float = 0.0
@@ -45,6 +48,7 @@ class GateLimits:
     max_epochs: int = 0
     batch_size: int = 1
     needs_steps: bool = False
+    personal_layers: tuple[str, ...] = ()
 
     def most_steps(self, num_examples: float) -> float:
         """Return the steps of all epochs over so many examples; one more an epoch for rounding."""
@@ -63,6 +67,7 @@ class UpdateGate:
     def __init__(self, layout: Layout, limits: GateLimits) -> None:
         self._layout = layout
         self._limits = limits
+        self._personal = personal_part(layout, limits.personal_layers)
         self._max_norm = min(limits.max_norm or math.inf, MAX_SUMMABLE_NORM)
         self._round = -1
         self._parents: dict[int, str] = {}
@@ -112,6 +117,8 @@ class UpdateGate:
             delta = self._layout.check(delta)
             weight = _within("examples", num_examples, MIN_EXAMPLES, self._limits.max_examples)
             steps = _within("steps", num_steps, 1.0, self._limits.most_steps(weight))
+            if self._personal is not None:
+                delta = self._personal.without(delta)
             norm = self._check_values(delta)
         except UpdateRejected as error:
             opened = round if self._round < 0 else self._round

@@ -26,6 +26,7 @@ from edge_client.model_store import ModelStore, load_bundled
 from edge_client.node_identity import SessionFile, load_identity
 from edge_client.participant import Participant, TrainedRound
 from edge_client.pending_message import PendingMessage
+from edge_client.personal_model import PersonalModel, compose_from
 from edge_client.process_worker import ProcessWorker
 from edge_client.registry_client import RegistryClient
 from edge_client.replies import FileReplyStore
@@ -56,6 +57,7 @@ class Daemon:
         self._node: NodeLoop | None = None
         self._participant: Participant | None = None
         self._ledger: SqliteLedger | None = None
+        self._personal: PersonalModel | None = None
         self._problem = ""
 
     def run(self, stop: threading.Event) -> None:
@@ -92,8 +94,11 @@ class Daemon:
     def _start(self, stack: ExitStack, samples: SampleDatabase) -> None:
         config = self._config
         key = load_release_key(config.registry.release_public_key)
-        store = ModelStore(self._folder.models, key, config.registry.keep_versions)
+        replies, num_threads = FileReplyStore(self._folder.replies), config.inference.num_threads
+        keep_versions, compose = config.registry.keep_versions, compose_from(replies)
+        store = ModelStore(self._folder.models, key, keep_versions, compose=compose)
         serving = self._make_serving(store)
+        self._personal = PersonalModel(replies, store, serving, num_threads)
         server = serve(
             InferenceService(serving, samples, self.status), config.socket_path, config.inference
         )
@@ -103,11 +108,11 @@ class Daemon:
             store,
             serving,
             device=config.name or config.state_dir.name,
-            num_threads=config.inference.num_threads,
+            num_threads=num_threads,
         )
         self._registry.start()
         stack.callback(self._registry.stop)
-        self._start_node(stack)
+        self._start_node(stack, replies)
         _log.info("ready on %s", config.socket_path)
 
     def _make_serving(self, store: ModelStore) -> Serving:
@@ -125,7 +130,7 @@ class Daemon:
         _log.warning("task %s ships no model: waiting for a first version", description.name)
         return Serving(None)
 
-    def _start_node(self, stack: ExitStack) -> None:
+    def _start_node(self, stack: ExitStack, replies: FileReplyStore) -> None:
         """Take part in training, if a SuperLink is configured and the ledger is whole."""
         node = self._config.node
         if not node.superlink:
@@ -140,7 +145,7 @@ class Daemon:
         participant = Participant(
             self._worker,
             self._ledger,
-            FileReplyStore(self._folder.replies),
+            replies,
             self._config.privacy,
             held=HeldWeights(),
             journal=self._note_round,
@@ -189,6 +194,8 @@ class Daemon:
             append_line(self._folder.rounds, json.dumps(asdict(trained)))
         except OSError as error:
             _log.warning("cannot note a round in %s: %s", self._folder.rounds, error.strerror)
+        if self._personal is not None:
+            self._personal.refresh(trained.run)
 
 
 def load_release_key(path: Path | None) -> Ed25519PublicKey | None:

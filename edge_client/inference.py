@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ class Version:
 
     Attributes:
         round: 0 for the model as shipped.
-        digest: SHA-256 (hex) of the weights.
+        digest: SHA-256 (hex) of the published weights, whatever layers a device has of its own.
     """
 
     round: int
@@ -114,6 +115,7 @@ class Serving:
 
     def __init__(self, engine: Engine | None = None) -> None:
         self._engine = engine
+        self._reloading = threading.Lock()
         self._counting = threading.Lock()
         self._num_predictions = 0
         self._num_failures = 0
@@ -149,6 +151,15 @@ class Serving:
     def swap(self, engine: Engine) -> None:
         """Let another engine answer from the next request on; those under way finish first."""
         self._engine = engine
+
+    def reload(self, load: Callable[[], Engine]) -> None:
+        """Load an engine and swap it in, one caller at a time: the last has the newest.
+
+        Raises:
+            ModelError: what ``load`` raises; the engine that answers stays.
+        """
+        with self._reloading:
+            self.swap(load())
 
     def predict(self, inputs: Array) -> Prediction:
         """Answer one request with the current version.

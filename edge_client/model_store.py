@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from fedge.tflite.selftest import decode_self_test, run_self_test
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
+Compose = Callable[[str, Layout, Vector], Vector]
+"""Returns what a device predicts with: run name, layout and published weights to weights."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,22 @@ class ModelStore:
         public_key: the pinned release key. Without it nothing can be installed, and what is on
             disk is served as its hashes say.
         keep_versions: last versions kept, the current one among them.
+        compose: puts the device's personal layers into the weights to serve; None has none.
     """
 
     def __init__(
-        self, root: Path, public_key: Ed25519PublicKey | None, keep_versions: int = 3
+        self,
+        root: Path,
+        public_key: Ed25519PublicKey | None,
+        keep_versions: int = 3,
+        *,
+        compose: Compose | None = None,
     ) -> None:
         self._files = VersionFiles(root)
         self._root = root
         self._public_key = public_key
         self._keep_versions = keep_versions
+        self._compose = compose
         self._lock = threading.RLock()
 
     def has_blob(self, digest: str) -> bool:
@@ -154,7 +163,7 @@ class ModelStore:
                 try:
                     manifest = self._read_manifest(number)
                     contents = self._collect(manifest, {})
-                    engine = _make_engine(manifest, contents, num_threads)
+                    engine = _make_engine(manifest, contents, num_threads, self._compose)
                 except ModelError as error:
                     logger.warning("model version %d is not used: %s", number, error)
                     continue
@@ -210,19 +219,23 @@ def load_bundled(edge_files: EdgeFiles, num_threads: int = 1) -> Engine:
 
 
 def _make_engine(
-    manifest: ModelManifest, contents: Mapping[str, bytes], num_threads: int
+    manifest: ModelManifest,
+    contents: Mapping[str, bytes],
+    num_threads: int,
+    compose: Compose | None = None,
 ) -> Engine:
-    """Patch the weights into the template and check the known answers."""
+    """Patch the weights into the template and check the known answers; then compose."""
     patcher = Patcher.from_bytes(contents[manifest.template.digest], contents[manifest.plan.digest])
     weights = _read_weights(contents[manifest.weights.digest])
-    model = patcher.patch(_read_layout(manifest.layout_json), weights)
-    engine = Engine(model, _version_of(manifest), num_threads)
+    layout, version = _read_layout(manifest.layout_json), _version_of(manifest)
+    engine = Engine(patcher.patch(layout, weights), version, num_threads)
     test = manifest.self_test
     inputs, expected = decode_self_test(
         contents[test.blob.digest], test.input_shape, test.output_shape
     )
     _check_answers(engine, inputs, expected, test.tolerance)
-    return engine
+    own = weights if compose is None else compose(manifest.run_name, layout, weights)
+    return engine if own is weights else Engine(patcher.patch(layout, own), version, num_threads)
 
 
 def _check_answers(engine: Engine, inputs: Array, expected: Array, tolerance: float) -> None:

@@ -20,7 +20,7 @@ from aggregation.contracts import Codec
 from edge_client.held_weights import HeldWeights
 from edge_client.ledger import TRAIN, Ledger
 from edge_client.replies import ReplyStore
-from edge_client.round_memory import RoundMemory, encode_round, recall
+from edge_client.round_memory import RoundMemory, encode_round, part_of, recall, start_of
 from edge_client.scaffold import correction_for
 from edge_client.worker import Ask, Proposal, Trained, Worker
 from fedge.errors import BudgetExhausted, ConfigError, PrivacyError, TaskError
@@ -64,6 +64,8 @@ class Begun:
 
     Attributes:
         correction: SCAFFOLD's server control less this device's; None is zero.
+        start: what training starts from where some layers are personal; None is the global
+            weights.
         reservation: the ledger's number for it; None without DP.
     """
 
@@ -73,6 +75,7 @@ class Begun:
     proposal: Proposal
     memory: RoundMemory
     correction: Vector | None
+    start: Vector | None
     reservation: int | None
 
 
@@ -144,7 +147,8 @@ class Participant:
             if isinstance(whole, Refusal):
                 return whole
             try:
-                evaluation = self._worker.evaluate(whole.layout.digest, whole.weights)
+                weights = self.own_weights(whole)
+                evaluation = self._worker.evaluate(whole.layout.digest, weights)
             except TaskError as error:
                 return Refusal("task", str(error))
         return evaluation or Refusal("no-data", "this device has no labelled holdout samples")
@@ -156,6 +160,18 @@ class Participant:
         """Say what is in memory now; a stored reply cannot know."""
         holds = self._held is not None and self._held.holds(key.run_name, key.parent)
         return replace(update, holds_parent=holds)
+
+    def own_weights(self, request: WeightsRequest) -> Vector:
+        """Return the request's weights with this device's personal part in them.
+
+        Raises:
+            TaskError: the personal layers that the server names are not those of a model.
+        """
+        if not request.hyper.personal_layers:
+            return request.weights
+        memory = recall(self._replies.state(request.run_name), request)
+        start = start_of(memory, request)
+        return request.weights if start is None else start
 
     def begin(self, request: WeightsRequest, key: RoundKey) -> Begun | Refusal:
         """Plan a round and reserve what it will cost; nothing is trained yet.
@@ -169,6 +185,7 @@ class Participant:
         except ConfigError as error:
             return Refusal("codec", str(error))
         try:
+            part_of(request)  # before anything is spent
             proposal = self._propose(request)
             if proposal.num_examples < 1:
                 return Refusal("no-data", "this device has no labelled samples to train on yet")
@@ -179,7 +196,8 @@ class Participant:
             return Refusal("task", str(error))
         except BudgetExhausted as error:
             return Refusal("budget", str(error))
-        return Begun(request, key, codec, proposal, memory, correction, number)
+        start = start_of(memory, request)
+        return Begun(request, key, codec, proposal, memory, correction, start, number)
 
     def finish(self, begun: Begun, trained: Trained) -> EncodedUpdate:
         """Settle, encode and keep the reply of a round that was trained."""
@@ -213,7 +231,7 @@ class Participant:
         try:
             trained = self._worker.train(
                 request.layout.digest,
-                request.weights,
+                request.weights if begun.start is None else begun.start,
                 request.hyper,
                 begun.proposal.plan,
                 begun.correction,

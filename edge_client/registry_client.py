@@ -136,7 +136,7 @@ class RegistryClient:
             }
             version = self._store.install(signed.manifest, signed.signature, blobs)
             if not self._serves(version):
-                self._serving.swap(self._store.load_engine(self._num_threads))
+                self._serving.reload(lambda: self._store.load_engine(self._num_threads))
                 log.info("serving round %d of %s", manifest.round, manifest.run_name)
         except ModelError as error:
             if str(error) != self._model_problem:

@@ -1,7 +1,7 @@
 """The last reply of each run, kept so that the same question gets the same bytes and costs nothing.
 
 A reply is stored before it is sent, in one step with what the next round must remember of it
-(error feedback, SCAFFOLD's control). A newer round of the same run replaces both.
+(error feedback, SCAFFOLD's control, personal layers). A newer round of the same run replaces both.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class TrainingServer:
         trained = self._worker.train(
             header["layout_digest"],
             weights,
-            Hyperparameters(**header["hyper"]),
+            build(Hyperparameters, header["hyper"]),
             plan_from_json(header["plan"]),
             *correction,
         )

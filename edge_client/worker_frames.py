@@ -10,6 +10,7 @@ import numpy as np
 
 from edge_client.settings import EdgeConfig, StoreConfig, TrainingProcessConfig
 from edge_client.worker import Ask, Proposal
+from fedge.config import build
 from fedge.errors import (
     BudgetExhausted,
     ConfigError,
@@ -70,7 +71,7 @@ def ask_from_json(data: dict[str, Any]) -> Ask:
     return Ask(
         **{
             **data,
-            "hyper": Hyperparameters(**data["hyper"]),
+            "hyper": build(Hyperparameters, data["hyper"]),
             "privacy": PrivacyConfig(**data["privacy"]),
             "spent": tuple(Spend(**spend) for spend in data["spent"]),
         }

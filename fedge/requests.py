@@ -36,7 +36,12 @@ MAX_CODEC_LENGTH = 80
 _CODEC_TEXT = re.compile(rf"[a-z0-9:+._-]{{1,{MAX_CODEC_LENGTH}}}")
 _DIGEST_TEXT = re.compile(r"[0-9a-f]{64}")
 # Annotations are text here, as in every module that postpones their evaluation.
-_FIELD_KINDS: dict[str, type[Any]] = {"int": int, "float": float, "str": str}
+_FIELD_KINDS: dict[str, type[Any]] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "tuple[str, ...]": list,
+}
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ def encode_request(request: WeightsRequest, downlink: Downlink | None = None) ->
         "num-rounds": request.num_rounds,
         "codec": request.codec,
         "keep-parent": request.keep_parent,
-        **{key.replace("_", "-"): value for key, value in asdict(request.hyper).items()},
+        **_encode_hyper(request.hyper),
     }
     content = RecordDict({CONFIG: ConfigRecord(config)})
     if downlink is None:
@@ -245,11 +250,22 @@ def _digest_text(record: ConfigRecord, name: str) -> str:
     return digest
 
 
+def _encode_hyper(hyper: Hyperparameters) -> dict[str, Any]:
+    """Return the fields of a message; a list that is empty does not travel."""
+    values = {key.replace("_", "-"): value for key, value in asdict(hyper).items()}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in values.items()
+        if value != ()
+    }
+
+
 def _decode_hyper(config: ConfigRecord) -> Hyperparameters:
     values = {}
     for field in fields(Hyperparameters):
-        kind = _FIELD_KINDS[str(field.type)]
-        values[field.name] = get_field(config, field.name.replace("_", "-"), kind)
+        name, kind = field.name.replace("_", "-"), _FIELD_KINDS[str(field.type)]
+        if kind is not list or name in config:
+            values[field.name] = get_field(config, name, kind)
     try:
         return build(Hyperparameters, values)
     except ConfigError as error:

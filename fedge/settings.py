@@ -39,6 +39,7 @@ class Hyperparameters:
         client_term: what else is added to each gradient against client drift.
         proximal_mu: strength of the pull to the global model; used by ``fedprox``.
         optimizer: ``sgd``, or ``adam`` with betas 0.9 and 0.999; its state starts anew each round.
+        personal_layers: patterns of the parameters that stay on each client, such as ``head.*``.
     """
 
     learning_rate: float = limited(1.0, gt=0)
@@ -50,6 +51,7 @@ class Hyperparameters:
     client_term: str = limited("none", choices=CLIENT_TERMS)
     proximal_mu: float = limited(0.01, ge=0)
     optimizer: str = limited("sgd", choices=OPTIMIZERS)
+    personal_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a momentum that would not be used."""
@@ -63,7 +65,10 @@ class Hyperparameters:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the values: part of the key of a round."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if not self.personal_layers:  # as before there were any, so that stored replies answer
+            del values["personal_layers"]
+        text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

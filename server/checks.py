@@ -5,10 +5,11 @@ from __future__ import annotations
 from aggregation.cohort import aggregator_names
 from aggregation.methods import OPTIMIZERS
 from fedge.errors import ConfigError, ModelError
+from fedge.personal import personal_part
 from fedge.settings import split_address
 from fedge.task import Task, load_task
 from fedge.tokens import read_token
-from fedge.weights import build_checked_model
+from fedge.weights import build_checked_model, layout_of
 from server.convert import MISSING_CONVERTER, find_converter
 from server.settings import ServerConfig
 from server.trainer.objectives import OBJECTIVES
@@ -22,10 +23,19 @@ def load_checked_task(config: ServerConfig) -> Task:
     """
     check_names(config)
     task = load_task(config.task.name, **config.task.options)
-    build_checked_model(task)
+    check_model(config, task)
     if task.edge_files() is None and find_converter() is None:
         raise ModelError(f"task {task.name} ships no TFLite template and {MISSING_CONVERTER}")
     return task
+
+
+def check_model(config: ServerConfig, task: Task) -> None:
+    """Refuse a model that cannot be learnt, or lacks the layers that are to be personal.
+
+    Raises:
+        FedgeError: says what of it cannot be used.
+    """
+    personal_part(layout_of(build_checked_model(task)), config.train.personal_layers)
 
 
 def check_names(config: ServerConfig, prefix: str = "") -> None:

@@ -14,6 +14,7 @@ from aggregation.gate import GateLimits, UpdateGate
 from aggregation.methods import OPTIMIZERS
 from fedge.errors import AggregationError
 from fedge.params import Layout, Vector
+from fedge.personal import personal_part
 from fedge.privacy.noise import Draws
 from server.central_privacy import account_in
 from server.checkpoint import Checkpoint
@@ -32,7 +33,8 @@ class ModelUpdate:
         draws: where the noise of a round comes from; None is the operating system's entropy.
 
     Raises:
-        ConfigError: there is no method of that name.
+        ConfigError: there is no method of that name, or no parameter that a pattern of personal
+            layers matches.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ModelUpdate:
         self._draws = draws
         self._layout = layout
         self._spill_dir = config.run_dir / "spill"
+        self._personal = personal_part(layout, config.train.personal_layers)
         self._optimizer = OPTIMIZERS[self._config.server_optimizer](_optimizer_options(config))
         self.aggregator = self._config.aggregator
         self.limits = _gate_limits(config)
@@ -95,6 +98,8 @@ class ModelUpdate:
             AggregationError: there is no aggregate, or the next weights are not finite.
         """
         delta, memory = aggregate.finish(reference)
+        if self._personal is not None:  # central noise is added to every parameter
+            delta = self._personal.without(delta)
         name = self._config.server_optimizer
         before = state.optimizer_state.get(name)
         if before is None:
@@ -138,6 +143,7 @@ def _gate_limits(config: ServerConfig) -> GateLimits:
         max_epochs=train.local_epochs,
         batch_size=train.batch_size,
         needs_steps=needs_steps(chosen.aggregator),
+        personal_layers=train.personal_layers,
     )
 
 

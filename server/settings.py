@@ -213,6 +213,7 @@ class ServerConfig:
         """Refuse sections that contradict each other."""
         _check_scaffold(self)
         _check_optimizer(self)
+        _check_personal(self)
         _check_central_privacy(self)
 
 
@@ -240,6 +241,19 @@ def _check_optimizer(config: ServerConfig) -> None:
             f'{method} takes clients that train with "sgd", got {config.train.optimizer!r}: set '
             "it so, or choose another aggregation.aggregator",
             key="train.optimizer",
+        )
+
+
+def _check_personal(config: ServerConfig) -> None:
+    """Refuse what trains in the cloud where the global model lacks the clients' own layers."""
+    if not config.train.personal_layers:
+        return
+    why = "the global model's personal layers are untrained, so the cloud would learn to suit them"
+    if config.refine.trainer:
+        raise ConfigError(f'must be "" with train.personal_layers: {why}', key="refine.trainer")
+    if config.aggregation.aggregator == "fltrust":
+        raise ConfigError(
+            f"fltrust does not go with train.personal_layers: {why}", key="aggregation.aggregator"
         )
 
 

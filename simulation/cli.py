@@ -181,8 +181,7 @@ def _checked_task(settings: SimulateConfig, *, with_data: bool) -> Task:
     """
     # Only now: torch and Flower take seconds to import, --help should not.
     from fedge.task import load_task
-    from fedge.weights import build_checked_model
-    from server.checks import check_names
+    from server.checks import check_model, check_names
     from simulation.attacks.methods import check_attack
     from simulation.engine.checks import check_engine
     from simulation.runner import make_task
@@ -191,7 +190,7 @@ def _checked_task(settings: SimulateConfig, *, with_data: bool) -> Task:
     check_attack(settings.attack)
     check_engine(settings.engine)
     task = load_task(settings.server.task.name, **settings.server.task.options)
-    build_checked_model(task)
+    check_model(settings.server, task)
     if with_data:
         make_task(settings, task)
     return task

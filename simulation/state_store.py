@@ -1,9 +1,10 @@
 """What simulated clients carry from round to round, in one bounded file on disk.
 
 Ledgers are never dropped: a client that forgot what it spent would spend it again. What else a
-client remembers (error feedback, SCAFFOLD's control) is dropped when the file grows too large,
-that of the clients who were asked longest ago first; they begin anew. `StateStore.trim` does so; a
-cohort is trimmed before its round: what is dropped then depends on no worker and on no kill.
+client remembers (error feedback, SCAFFOLD's control, personal layers) is dropped when the file
+grows too large, that of the clients who were asked longest ago first; they begin anew.
+`StateStore.trim` does so; a cohort is trimmed before its round: what is dropped then depends on no
+worker and on no kill.
 """
 
 from __future__ import annotations

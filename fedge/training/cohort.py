@@ -67,6 +67,7 @@ class CohortTrainer:
         self._sequential = SequentialBackend(task)
         self._backends: dict[str, Backend] = {SequentialBackend.name: self._sequential}
         self._chosen: dict[str, str] = {}
+        self._said_so = False
         if self._settings.backend != _AUTO:
             self._backend(self._settings.backend)
 
@@ -122,7 +123,9 @@ class CohortTrainer:
         outcomes: dict[int, Outcome] = {}
         in_time = []
         for position, member in enumerate(members):
-            if noise_bytes(member.plan, self._num_trained) > self._noise_limit_bytes:
+            if member.start is not None or hyper.personal_layers:
+                outcomes[position] = self._train_own(parent, member, hyper)
+            elif noise_bytes(member.plan, self._num_trained) > self._noise_limit_bytes:
                 # Trained alone, it draws the noise of a step when it takes the step.
                 outcomes[position] = self._sequential.train_member(parent, member, hyper)
             else:
@@ -142,6 +145,13 @@ class CohortTrainer:
                 found = self._train_or_split(backend, parent, ready, hyper)
                 outcomes |= dict(zip(chosen, found, strict=True))
         return [outcomes[position] for position in range(len(members))]
+
+    def _train_own(self, parent: Vector, member: CohortMember, hyper: Hyperparameters) -> Outcome:
+        """Train a member that starts from its own weights: a backend begins all from one parent."""
+        if not self._said_so:
+            self._said_so = True
+            log.info("clients with personal layers are trained by %r", self._sequential.name)
+        return self._sequential.train_member(parent, member, hyper)
 
     def _train_or_split(
         self, backend: Backend, parent: Vector, members: list[Batches], hyper: Hyperparameters

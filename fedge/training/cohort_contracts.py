@@ -58,12 +58,15 @@ class CohortMember:
         draws: batches, noise and dropout; consumed as if the client were trained alone.
         plan: None trains without DP.
         correction: SCAFFOLD's server control less this client's; None is zero.
+        start: weights that training starts from, and that the delta is relative to; None is the
+            cohort's parent.
     """
 
     examples: Examples
     draws: Draws
     plan: DpPlan | None = None
     correction: Vector | None = None
+    start: Vector | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ class LocalResult:
     """One client's training.
 
     Attributes:
-        delta: trained weights less parent weights.
+        delta: trained weights less those that training started from.
         num_steps: steps taken; fewer than planned only if training was told to stop.
         loss: mean training loss; under DP it is not covered by ε and stays on the device.
     """
@@ -78,7 +78,7 @@ class LocalTrainer:
         """Train from the parent weights by DP-SGD as planned, or by SGD without a plan.
 
         Args:
-            parent: global weights.
+            parent: global weights, with the client's own values in personal layers.
             examples: this client's own; all must be finite.
             hyper: how to train; under DP the plan decides about batches, steps and clipping.
             draws: batches, noise and dropout; secure ones on a device.

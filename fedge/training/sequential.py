@@ -57,7 +57,7 @@ class SequentialBackend:
         """Train one member; whatever its task raises is its own error."""
         try:
             return self._trainer.train(
-                parent,
+                parent if member.start is None else member.start,
                 member.examples,
                 hyper,
                 draws=member.draws,

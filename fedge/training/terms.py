@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedge.errors import TaskError
 from fedge.naming import Registry
 from fedge.params import Layout, Vector
+from fedge.personal import personal_part
 from fedge.settings import Hyperparameters
 
 
@@ -32,7 +33,7 @@ class TermContext:
     """What a term is made from.
 
     Attributes:
-        parameters: the model's trained ones, at the global weights, by their name.
+        parameters: the model's trained and shared ones, at the global weights, by their name.
         correction: SCAFFOLD's server control less the client's, by name; None is zero.
     """
 
@@ -99,11 +100,19 @@ def make_term(
 ) -> ClientTerm:
     """Return the term that the hyperparameters name, for a model at the global weights.
 
+    Personal parameters are left alone: the global model says nothing of them.
+
     Raises:
-        ConfigError: no term has that name.
+        ConfigError: no term has that name, or no parameter a personal layer's.
         TaskError: the correction is of another layout, is not finite, or has no use.
     """
-    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    part = personal_part(layout, hyper.personal_layers)
+    personal = () if part is None else part.names
+    parameters = {
+        name: value
+        for name, value in model.named_parameters()
+        if value.requires_grad and name not in personal
+    }
     parts = None
     if correction is not None:
         check_correction(correction, layout, hyper)

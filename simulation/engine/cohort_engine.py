@@ -103,9 +103,10 @@ class CohortEngine:
     ) -> Iterator[Evaluation | Refusal]:
         """Yield what each node measures; no virtual time passes."""
         clients = np.asarray([client_of(node) for node in nodes], np.int64)
-        runs = [
-            Run(tuple(part.tolist())) for part in self._parts(clients, request.layout.size_bytes)
-        ]
+        parts = self._parts(clients, request.layout.size_bytes)
+        runs: Sequence[Run] = [Run(tuple(part.tolist())) for part in parts]
+        if request.hyper.personal_layers:  # what a client measures with is in its state
+            runs = _Runs(parts, self._store)
         for answers in self._pool.evaluate(request, runs):
             yield from answers
 

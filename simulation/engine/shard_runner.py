@@ -113,7 +113,7 @@ class ShardRunner:
         if self._config.privacy.enabled:
             reason = Refusal("private", "clients train under DP and keep their metrics home")
             return [reason for _ in run.clients]
-        return [self._measure(request, client) for client in run.clients]
+        return [self._measure(request, client, run) for client in run.clients]
 
     def _begin(
         self, request: CohortRequest, client: int, run: Run
@@ -125,7 +125,8 @@ class ShardRunner:
             begun = who.participant.begin(request.request, request.key)
             if isinstance(begun, Refusal):
                 return begun
-            member = CohortMember(who.examples, who.draws(), begun.proposal.plan, begun.correction)
+            plan, correction = begun.proposal.plan, begun.correction
+            member = CohortMember(who.examples, who.draws(), plan, correction, begun.start)
             return _Attempt(who, begun, member)
         except TaskError as error:
             return Refusal("task", str(error))
@@ -140,13 +141,16 @@ class ShardRunner:
         if members:
             yield from self._trainer.train(asked.weights, members, asked.hyper)
 
-    def _measure(self, request: WeightsRequest, client: int) -> Evaluation | Refusal:
+    def _measure(self, request: WeightsRequest, client: int, run: Run) -> Evaluation | Refusal:
         self._evaluator = self._evaluator or LocalTrainer(self._task)
         try:
             holdout = self._data.examples(client, "holdout")
             if len(holdout) < 1:
                 return Refusal("no-data", "this client has no holdout examples")
-            metrics = self._evaluator.evaluate(request.weights, holdout)
+            state = ClientState(client, run.states.get(client))
+            who = CohortClient(self._config, client, holdout, state, request)
+            weights = who.participant.own_weights(request)
+            metrics = self._evaluator.evaluate(weights, holdout)
         except TaskError as error:
             return Refusal("task", str(error))
         except Exception as error:

@@ -183,3 +183,15 @@ def test_any_four_words_are_admitted_or_refused_without_warning(
     with pytest.raises(UpdateRejected) as caught:
         admit(gate, delta)
     assert caught.value.reason == ("norm" if np.isfinite(delta).all() else "not-finite")
+
+
+def test_what_an_update_says_of_personal_layers_is_not_looked_at() -> None:
+    """A codec decodes zeros to a little noise, and a stock client sends all it trained."""
+    layout = Layout(("body", "head"), ((2,), (2,)))
+    gate = UpdateGate(layout, GateLimits(max_norm=5, personal_layers=("head",)))
+    gate.open_round(5, PARENT)
+    delta = np.array([3, 4, 1e6, np.nan], np.float32)
+    update = admit(gate, delta, layout_digest=layout.digest)
+    assert update.delta.tolist() == [3, 4, 0, 0]
+    assert update.norm == pytest.approx(5)
+    assert delta[2] == 1e6

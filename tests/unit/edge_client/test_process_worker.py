@@ -150,6 +150,20 @@ def test_a_correction_travels_to_the_child_with_the_weights(worker: ProcessWorke
     np.testing.assert_allclose(tilted.delta - plain.delta, -0.5 * correction, atol=1e-5)
 
 
+def test_personal_layers_travel_to_the_child(worker: ProcessWorker) -> None:
+    """FedProx pulls from what it starts from, and leaves personal layers alone."""
+    prox = Hyperparameters(
+        learning_rate=0.5, local_epochs=2, batch_size=1000, client_term="fedprox", proximal_mu=1.0
+    )
+    name = TRAINER.layout.names[-1]
+    deltas = [
+        TRAINER.layout.views(worker.train(TRAINER.layout.digest, weights(), hyper, None).delta)
+        for hyper in (prox, replace(prox, personal_layers=(name,)))
+    ]
+    np.testing.assert_allclose(deltas[0]["0.weight"], deltas[1]["0.weight"], atol=1e-5)
+    assert np.abs(deltas[0][name] - deltas[1][name]).max() > 1e-3
+
+
 def test_training_in_the_child_lowers_the_loss_that_it_evaluates(worker: ProcessWorker) -> None:
     trained = worker.train(TRAINER.layout.digest, weights(), HYPER, None)
     before = worker.evaluate(TRAINER.layout.digest, weights())

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
 
 import numpy as np
 import pytest
@@ -8,9 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edge_client.worker_frames import vectors_from_payload, vectors_to_payload
+from edge_client.worker import Ask
+from edge_client.worker_frames import (
+    ask_from_json,
+    ask_to_json,
+    vectors_from_payload,
+    vectors_to_payload,
+)
 from fedge.params import Vector
-from fedge.settings import Hyperparameters
+from fedge.privacy.accounting import Spend
+from fedge.settings import Hyperparameters, PrivacyConfig
 
 stacks = hnp.arrays(
     np.float32, st.tuples(st.integers(1, 3), st.integers(1, 20)), elements=st.floats(width=32)
@@ -36,6 +43,9 @@ def test_vectors_of_different_lengths_are_never_cut_in_the_middle() -> None:
         vectors_from_payload(payload, 2)
 
 
-def test_hyperparameters_cross_with_the_client_term() -> None:
-    hyper = Hyperparameters(client_term="fedprox", proximal_mu=0.5, weight_decay=1e-4)
-    assert Hyperparameters(**asdict(hyper)) == hyper
+def test_an_ask_crosses_with_every_hyperparameter() -> None:
+    hyper = Hyperparameters(
+        client_term="fedprox", proximal_mu=0.5, weight_decay=1e-4, personal_layers=("head.*",)
+    )
+    ask = Ask("a" * 64, hyper, PrivacyConfig(), 3, (Spend(1.0, 0.5, 2),), 1.5)
+    assert ask_from_json(json.loads(json.dumps(ask_to_json(ask)))) == ask

@@ -79,6 +79,17 @@ def test_the_optimizer_travels_and_one_that_there_is_not_is_refused() -> None:
         decode_request(content)
 
 
+def test_personal_layers_travel_where_there_are_any() -> None:
+    assert "personal-layers" not in encode_request(REQUEST).config_records["config"]
+    hyper = Hyperparameters(personal_layers=("head.*", "*.bias"))
+    content = encode_request(WeightsRequest("a", 1, 1, LAYOUT, WEIGHTS, hyper))
+    assert decoded_weights(over_the_wire(content)).hyper == hyper
+    for wrong in ("head.*", [1, 2], [b"head"]):
+        content.config_records["config"]["personal-layers"] = wrong
+        with pytest.raises(TransportError, match=r"personal[-_]layers"):
+            decode_request(content)
+
+
 def test_the_key_of_a_round_changes_with_everything_that_makes_it_another() -> None:
     others = [
         WeightsRequest("autumn", 4, 9, LAYOUT, WEIGHTS, REQUEST.hyper),

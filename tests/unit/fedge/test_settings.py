@@ -24,10 +24,17 @@ def test_the_digest_of_hyperparameters_changes_with_each_value() -> None:
         replace(base, client_term="fedprox"),
         replace(base, proximal_mu=0.1),
         replace(base, optimizer="adam"),
+        replace(base, personal_layers=("head.*",)),
     ]
     assert len(others) == len(fields(Hyperparameters))
     assert len({hyper.digest for hyper in [base, *others]}) == len(others) + 1
     assert Hyperparameters().digest == base.digest
+
+
+def test_without_personal_layers_the_digest_is_what_it_was_before_there_were_any() -> None:
+    """Replies that a device stored then answer the same rounds still."""
+    digest = "0f145ab8ee61687b9c72bf2d27a215ea6474528111269f4ee22b943adec81018"
+    assert Hyperparameters().digest == digest
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from torch import nn
 
 from fedge.errors import ConfigError, ModelError, TaskError
+from fedge.settings import Hyperparameters
 from fedge.task import EdgeFiles
 from fedge.tasks.digits import Digits
 from server import checks
@@ -43,6 +44,13 @@ def test_a_model_with_batch_norm_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(checks, "load_task", lambda *_, **__: WithBatchNorm())
     with pytest.raises(TaskError, match=r"'0' is BatchNorm.*use GroupNorm"):
         load_checked_task(ServerConfig())
+
+
+def test_personal_layers_that_the_model_does_not_have_are_refused() -> None:
+    config = ServerConfig(train=Hyperparameters(personal_layers=("head.*",)))
+    text = r"^train\.personal_layers: 'head\.\*' matches no .*bias"
+    with pytest.raises(ConfigError, match=text):
+        load_checked_task(config)
 
 
 def test_a_name_nobody_knows_is_refused_by_its_whole_key() -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from aggregation.contracts import ClientUpdate
+from fedge.config import build
 from fedge.errors import AggregationError, ConfigError
 from fedge.params import Layout, Vector
 from server.checkpoint import Checkpoint
@@ -63,3 +64,41 @@ def test_weights_that_overflow_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_method_is_refused_before_the_first_round(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError, match="nonsense"):
         ModelUpdate(configured(tmp_path, **{key: "nonsense"}), LAYOUT)
+
+
+def personal_config(tmp_path: Path, *patterns: str) -> ServerConfig:
+    """Return a server that adds noise to every parameter of an aggregate."""
+    return build(
+        ServerConfig,
+        {
+            "run_dir": str(tmp_path),
+            "train": {"personal_layers": list(patterns)},
+            "rounds": {"cohort_size": 1},
+            "aggregation": {"aggregator": "private-mean", "server_optimizer": "fedavgm"},
+            "central_privacy": {"noise_multiplier": 1.0},
+            "evaluate": {"every_rounds": 0},
+        },
+    )
+
+
+def test_the_global_model_keeps_its_personal_layers_whatever_is_added_to_the_aggregate(
+    tmp_path: Path,
+) -> None:
+    layout = Layout(("body", "head"), ((4,), (3,)))
+    update = ModelUpdate(personal_config(tmp_path, "head"), layout)
+    weights = np.arange(7, dtype=np.float32)
+    state = Checkpoint("run", 1, layout, weights)
+    for _ in range(2):
+        with update.open_aggregate(1, state.memory, num_clients=1) as aggregate:
+            aggregate.add(ClientUpdate(1, np.ones(7, np.float32), 1.0, 7**0.5))
+            state = update.apply(state, aggregate)
+    assert (state.weights[:4] != weights[:4]).all()
+    assert state.weights[4:].tobytes() == weights[4:].tobytes()
+
+
+@pytest.mark.parametrize("pattern", ["tail", "*"])
+def test_personal_layers_that_do_not_fit_the_model_are_refused_before_the_first_round(
+    tmp_path: Path, pattern: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"^train\.personal_layers: .*w"):
+        ModelUpdate(personal_config(tmp_path, pattern), LAYOUT)

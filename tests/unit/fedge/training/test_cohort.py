@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -343,3 +344,41 @@ def test_secure_draws_are_taken_too() -> None:
     assert isinstance(first, LocalResult)
     assert isinstance(second, LocalResult)
     assert not np.allclose(first.delta, second.delta)
+
+
+@pytest.mark.parametrize("private", [False, True], ids=["plain", "dp"])
+@pytest.mark.parametrize("backend", ["sequential", "stacked", "fused", "auto"])
+def test_members_that_start_from_weights_of_their_own_are_trained_as_alone_from_them(
+    backend: str, private: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Toy()
+    local, trainer = LocalTrainer(task), CohortTrainer(task, CohortSettings(backend=backend))
+    parent = local.initial_weights(1)
+    starts = [None if at % 3 == 1 else local.initial_weights(at + 5) for at in range(len(RAGGED))]
+
+    def members() -> list[CohortMember]:
+        plans = [plan(size) for size in RAGGED] if private else None
+        each = zip(cohort(RAGGED, plans), starts, strict=True)
+        return [replace(member, start=start) for member, start in each]
+
+    with caplog.at_level(logging.INFO, "fedge.training.cohort"):
+        found = trainer.train(parent, members(), HYPER)
+        trainer.train(parent, members(), HYPER)
+    expected = [
+        alone(local, parent if member.start is None else member.start, [member], HYPER)[0]
+        for member in members()
+    ]
+    assert_equal(found, expected)
+    said = [each for each in caplog.messages if "personal layers are trained by" in each]
+    assert len(said) == 1
+
+
+def test_a_start_that_does_not_fit_is_its_members_own_error() -> None:
+    trainer, parent = CohortTrainer(Toy(), STACKED), LocalTrainer(Toy()).initial_weights(1)
+    broken = (np.full(parent.size, np.nan, np.float32), parent[:-1])
+    members = [
+        replace(each, start=start) for each, start in zip(cohort((4, 4)), broken, strict=True)
+    ]
+    *failed, whole = trainer.train(parent, [*members, *cohort((4,))], HYPER)
+    assert [type(outcome) for outcome in failed] == [TaskError, TaskError]
+    assert isinstance(whole, LocalResult)

@@ -230,3 +230,23 @@ def test_a_term_moves_nothing_that_training_leaves_alone(
     assert np.abs(parts["frozen.weight"]).max() == 0
     assert np.abs(parts["idle.weight"]).max() == 0
     assert np.abs(parts["last.weight"]).max() > 0
+
+
+@pytest.mark.parametrize("hyper", [PROX, SCAFFOLD], ids=["fedprox", "scaffold"])
+def test_a_term_leaves_personal_parameters_alone(
+    trainer: LocalTrainer, correction: Vector, hyper: Hyperparameters
+) -> None:
+    """From one and the same point plain training and the term's differ in shared layers only."""
+    model, layout = trainer._model, trainer.layout
+    name, shared = layout.names[0], layout.names[-1]
+    personal = replace(hyper, personal_layers=(name,))
+    sent = correction if hyper is SCAFFOLD else None
+    write_vector(model, layout, trainer.initial_weights(0))
+    term = make_term(model, layout, personal, sent)
+    parameters = dict(model.named_parameters())
+    for value in parameters.values():
+        value.grad = torch.zeros_like(value)
+        value.data += 1
+    term.add_to_gradients()
+    assert not parameters[name].grad.any()  # type: ignore[union-attr]
+    assert parameters[shared].grad.any()  # type: ignore[union-attr]

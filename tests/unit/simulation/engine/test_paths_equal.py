@@ -55,6 +55,7 @@ def assert_equal(one_by_one: Run, together: Run, *, atol: float = 1e-6) -> None:
             assert found[key] == pytest.approx(expected[key], rel=1e-4)
 
 
+HEAD = ["3.*"]
 METHODS: dict[str, dict[str, Any]] = {
     "weighted-mean": {},
     "bounded-mean": {"aggregation": {"aggregator": "bounded-mean"}},
@@ -85,6 +86,25 @@ METHODS: dict[str, dict[str, Any]] = {
         "privacy": PRIVATE,
         "aggregation": {"codec": "topk:0.3+f32"},
         "rounds": {"cohort_size": 36},
+    },
+    "personal layers": {"train": {"personal_layers": HEAD}},
+    "personal layers of few of many": {
+        "train": {"personal_layers": HEAD, "client_term": "fedprox", "proximal_mu": 0.5},
+        "rounds": {"cohort_size": 7},
+    },
+    "personal layers with scaffold": {
+        "aggregation": {"aggregator": "scaffold", "codec": "rotate+eden:2"},
+        "train": {"client_term": "scaffold", "personal_layers": HEAD},
+        "rounds": {"cohort_size": 36},
+    },
+    "personal layers with error feedback": {
+        "train": {"personal_layers": HEAD},
+        "aggregation": {"codec": "topk:0.3+int8"},
+        "rounds": {"cohort_size": 36},
+    },
+    "personal layers with local privacy": {
+        "train": {"personal_layers": HEAD},
+        "privacy": PRIVATE,
     },
 }
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from server.checkpoint import CheckpointStore
+from server.checkpoint import Checkpoint, CheckpointStore
+from server.round_commit import RoundCommit
 from simulation.engine.contracts import SHARD_SIZE
 from simulation.settings import SimulateConfig
 from simulation.state_store import StateStore, StoredState
@@ -143,3 +144,42 @@ def test_memories_that_make_way_are_the_same_whatever_the_workers_and_kills(
     assert run(configured("three", 3)).digests == whole.digests
     run(configured("cut", 1, num_rounds=2))
     assert run(configured("cut", 2)).digests == whole.digests
+
+
+@pytest.mark.parametrize("cohorts", [True, False], ids=["cohorts", "messages"])
+@pytest.mark.parametrize("privacy", [{"enabled": False}, PRIVATE], ids=["plain", "private"])
+def test_personal_layers_outlive_a_run_that_was_cut_off(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    privacy: dict[str, Any],
+    cohorts: bool,
+) -> None:
+    """What a round that was not committed made of them is forgotten, and no more than that."""
+
+    def configured(folder: str) -> SimulateConfig:
+        return configure(
+            tmp_path / folder,
+            rounds={"num_rounds": 4, "cohort_size": 35},
+            train={"personal_layers": ["3.*"]},
+            privacy=privacy,
+            engine={"cohorts": cohorts},
+        )
+
+    whole = run(configured("whole"))
+    commit = RoundCommit.commit
+
+    def interrupted(self: RoundCommit, state: Checkpoint, *others: Any) -> Checkpoint:
+        if state.round == 3:
+            raise KeyboardInterrupt
+        return commit(self, state, *others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RoundCommit, "commit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(configured("cut"))
+    resumed = run(configured("cut"))
+    assert resumed.digests == whole.digests
+    assert [each["evaluation"] for each in resumed.rounds] == [
+        each["evaluation"] for each in whole.rounds
+    ]
+    assert len(set(whole.digests)) == 4
