@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from benchmarks.harness import progress
+from fedge.children import die_with_parent
 from fedge.durable import append_line
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -80,9 +81,10 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def _prepare() -> None:
-    """Keep a worker process to one thread and to what it returns."""
+    """Keep a worker process to one thread and to what it returns; it ends with its parent."""
     import torch
 
+    die_with_parent()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
 

@@ -5,18 +5,17 @@ It shares the run folder with the ServerApp and nothing else, so either may be k
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from fedge.cli import EXIT_INTERRUPTED
-from fedge.errors import ConfigError, ModelError
+from fedge.errors import ModelError
+from fedge.folder_lock import locked
 from fedge.task import EdgeFiles, Task
 from server.app_bundle import write_bundle
 from server.checkpoint import CheckpointStore
@@ -73,7 +72,7 @@ class Supervisor:
     def _run(self, stack: ExitStack) -> int:
         config = self._config
         folder = config.run_dir
-        stack.enter_context(locked(folder))
+        stack.enter_context(locked(folder, "fedge-server", key="run_dir"))
         superlink = SuperLink(config.superlink.port, folder, self._stop)
         superlink.check_port()
         task = load_checked_task(config)
@@ -199,30 +198,6 @@ class Supervisor:
     def _wait(self) -> None:
         if self._stop.wait(POLL_S):
             raise StopRequested
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep every other supervisor out of a run folder, which is made if missing.
-
-    Raises:
-        ConfigError: it is in use, or cannot be made.
-    """
-    path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise ConfigError(f"cannot use {folder}: {error.strerror}", key="run_dir") from error
-    with os.fdopen(descriptor):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"{folder} is used by another fedge-server: end it or choose another folder",
-                key="run_dir",
-            ) from error
-        yield
 
 
 def _published_round(publisher: Publisher) -> float:

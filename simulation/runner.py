@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.client_app import make_client_app
+from fedge.folder_lock import locked
 from fedge.privacy.noise import Draws
 from fedge.rng import stream_seed
 from fedge.task import Task, load_task
@@ -67,19 +68,23 @@ def simulate(
     Args:
         task: what is learnt; None loads the configured one.
         on_round: told each round's line of metrics.
+
+    Raises:
+        FedgeError: it cannot run, or another simulation writes to the same folder.
     """
-    config = open_run(config)
-    seed = config.server.seed
-    task = make_task(config, task)
-
-    def draws(round: int) -> Draws:
-        return Draws.seeded(stream_seed(seed, "central-noise", round=round))
-
-    # One line a client and round would be millions.
-    logging.getLogger("edge_client.participant").setLevel(logging.WARNING)
-    with _grid(config, task) as grid:
-        run_federation(grid, config.server, task=task, draws=draws, on_commit=on_round)
     run_dir = config.server.run_dir
+    with locked(run_dir, "simulation", key="server.run_dir"):
+        config = open_run(config)
+        task = make_task(config, task)
+        seed = config.server.seed
+
+        def draws(round: int) -> Draws:
+            return Draws.seeded(stream_seed(seed, "central-noise", round=round))
+
+        # One line a client and round would be millions.
+        logging.getLogger("edge_client.participant").setLevel(logging.WARNING)
+        with _grid(config, task) as grid:
+            run_federation(grid, config.server, task=task, draws=draws, on_commit=on_round)
     return SimulationResult(run_dir, read_jsonl(run_dir / "metrics.jsonl"))
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from fedge.errors import ConfigError
+from fedge.folder_lock import locked
 from fedge.settings import TaskConfig
 from server.settings import RegistryConfig, ServerConfig, SuperLinkConfig
-from server.supervisor import Supervisor, locked
+from server.supervisor import Supervisor
 
 
 def free_port() -> int:
@@ -33,13 +34,10 @@ def run(config: ServerConfig) -> int:
 
 def test_a_folder_is_one_supervisors_at_a_time(tmp_path: Path) -> None:
     with (
-        locked(tmp_path),
+        locked(tmp_path, "fedge-server", key="run_dir"),
         pytest.raises(ConfigError, match=r"run_dir: .* another fedge-server"),
-        locked(tmp_path),
     ):
-        pass
-    with locked(tmp_path):
-        assert (tmp_path / ".lock").exists()
+        run(config_in(tmp_path))
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

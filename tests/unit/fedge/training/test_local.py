@@ -138,7 +138,7 @@ def test_secure_draws_differ_between_two_calls(trainer: LocalTrainer, examples: 
         trainer.train(parent, examples, HYPER, draws=Draws.secure(), plan=PLAN).delta
         for _ in range(2)
     )
-    assert not np.isclose(first, second).any(where=np.abs(first) > 1e-3)
+    assert np.mean(first == second) < 0.01
 
 
 def test_dropout_works_in_training_and_repeats_by_seed(examples: Examples) -> None:
