@@ -19,6 +19,7 @@ from statistics import fmean
 
 import torch
 
+from fedge import __version__
 from fedge.durable import write_atomically
 from fedge.params import Vector
 from fedge.settings import Hyperparameters
@@ -67,7 +68,7 @@ def choice_key(
         (hyper.batch_size, hyper.local_epochs, hyper.optimizer, hyper.client_term),
         (hyper.momentum > 0, hyper.weight_decay > 0, private),
         (settings.precision, settings.device, settings.memory_mib),
-        (torch.__version__, torch.get_num_threads(), _cpu_name()),
+        (__version__, torch.__version__, torch.get_num_threads(), _cpu_name()),
     )
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
