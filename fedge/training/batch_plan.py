@@ -11,15 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedge.errors import TaskError
-from fedge.params import Layout
+from fedge.errors import TaskError, UpdateRejected
+from fedge.params import Layout, Vector
 from fedge.privacy.noise import seed_of
 from fedge.privacy.planning import DpPlan
 from fedge.settings import Hyperparameters
 from fedge.training.backend_choice import describe
 from fedge.training.batches import view_tensors
 from fedge.training.cohort_contracts import Batches, CohortMember
-from fedge.training.local import NO_EXAMPLES
+from fedge.training.local import BROKEN_PARENT, NO_EXAMPLES
 from fedge.training.steps import Steps
 from fedge.training.terms import check_correction
 
@@ -50,7 +50,7 @@ def plan_batches(
 
     Returns:
         In the order of members; an error where there are no examples, one is not finite, the
-        correction cannot be used, or torch cannot read the arrays.
+        correction or the start cannot be used, or torch cannot read the arrays.
     """
     planned: dict[int, Batches | TaskError] = {}
     drawn: dict[int, list[_Drawn]] = {}
@@ -82,7 +82,18 @@ def _checked(member: CohortMember, layout: Layout, hyper: Hyperparameters) -> tu
         raise TaskError(NO_EXAMPLES)
     if member.correction is not None:
         check_correction(member.correction, layout, hyper)
+    if member.start is not None:
+        _check_start(member.start, layout)
     return view_tensors(member.examples)
+
+
+def _check_start(start: Vector, layout: Layout) -> None:
+    try:
+        layout.check(start)
+    except UpdateRejected as error:
+        raise TaskError(f"the weights do not fit the task's model: {error}") from error
+    if not np.isfinite(start).all():
+        raise TaskError(BROKEN_PARENT)
 
 
 def _shuffled(drawn: Sequence[_Drawn], hyper: Hyperparameters) -> dict[int, Batches]:
@@ -98,9 +109,14 @@ def _shuffled(drawn: Sequence[_Drawn], hyper: Hyperparameters) -> dict[int, Batc
     found = {}
     for each, seed, order in zip(drawn, seeds, orders, strict=True):
         steps = Steps(order, lengths)
-        correction = each.member.correction
+        member = each.member
         found[each.position] = Batches(
-            each.inputs, each.targets, steps, seed, correction=correction
+            each.inputs,
+            each.targets,
+            steps,
+            seed,
+            correction=member.correction,
+            start=member.start,
         )
     return found
 
@@ -122,4 +138,5 @@ def _private(
     for _ in range(plan.num_steps):
         steps.append(member.draws.poisson_batch(len(inputs), plan.sampling_rate))
         noise.append(member.draws.normal(num_trained))
-    return Batches(inputs, targets, Steps.of(steps), seed, noise, plan, member.correction)
+    taken = Steps.of(steps)
+    return Batches(inputs, targets, taken, seed, noise, plan, member.correction, member.start)

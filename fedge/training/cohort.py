@@ -41,6 +41,7 @@ from fedge.weights import build_checked_model, layout_of
 log = logging.getLogger(__name__)
 
 _AUTO = "auto"
+_NO_TERM = "none"
 # Draws of more clients than a chunk holds only push the weights out of the caches.
 _GROUP = 512
 _GROUP_NOISE_BYTES = 48 << 20
@@ -123,7 +124,9 @@ class CohortTrainer:
         outcomes: dict[int, Outcome] = {}
         in_time = []
         for position, member in enumerate(members):
-            if member.start is not None or hyper.personal_layers:
+            if hyper.client_term != _NO_TERM and (
+                member.start is not None or hyper.personal_layers
+            ):
                 outcomes[position] = self._train_own(parent, member, hyper)
             elif noise_bytes(member.plan, self._num_trained) > self._noise_limit_bytes:
                 # Trained alone, it draws the noise of a step when it takes the step.
@@ -147,10 +150,11 @@ class CohortTrainer:
         return [outcomes[position] for position in range(len(members))]
 
     def _train_own(self, parent: Vector, member: CohortMember, hyper: Hyperparameters) -> Outcome:
-        """Train a member that starts from its own weights: a backend begins all from one parent."""
+        """Train a member with a client term that leaves some layers alone: no backend knows one."""
         if not self._said_so:
             self._said_so = True
-            log.info("clients with personal layers are trained by %r", self._sequential.name)
+            text = "clients with personal layers and train.client_term = %r are trained by %r"
+            log.info(text, hyper.client_term, self._sequential.name)
         return self._sequential.train_member(parent, member, hyper)
 
     def _train_or_split(

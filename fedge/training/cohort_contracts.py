@@ -85,6 +85,8 @@ class Batches:
         noise: DP only: standard normals of each step, ``[trained parameters]`` float64 in the
             model's parameter order; the backend scales them.
         correction: ``[layout.size]``, checked: finite, of this layout, only with ``scaffold``.
+        start: ``[layout.size]``, checked: finite, of this layout, only without a client term; None
+            is the parent.
     """
 
     inputs: Tensor
@@ -94,10 +96,11 @@ class Batches:
     noise: list[Tensor] | None = None
     plan: DpPlan | None = None
     correction: Vector | None = None
+    start: Vector | None = None
 
 
 class Backend(Protocol):
-    """Trains many clients from the same parent, each as if it were alone.
+    """Trains many clients, each as if it were alone.
 
     Results are those of `LocalTrainer.train` to 1e-5 in float32. ``LocalResult.seconds`` is the
     client's even share of the call. A client whose training diverges gives a TaskError with

@@ -107,7 +107,7 @@ def _replay(member: Batches, hyper: Hyperparameters) -> CohortMember:
         noise=iter(member.noise or ()),
     )
     examples = Examples(member.inputs.numpy(), member.targets.numpy())
-    return CohortMember(examples, draws, member.plan, member.correction)
+    return CohortMember(examples, draws, member.plan, member.correction, member.start)
 
 
 def _nothing_left(size: int) -> Tensor:

@@ -107,7 +107,7 @@ class FusedBackend:
         """Tell whether the loss is known well enough to be taken for several clients at once."""
         if self._losses.is_plain is None and members:
             try:
-                self._program.load(parent, 1)
+                self._program.load(parent, [None])
                 outputs = self._program.forward(members[0].inputs[None, :1])
                 self._losses(outputs, members[0].targets[None, :1], torch.ones(1, 1))
             except Exception:  # the task is the user's; the client's own training will say
@@ -132,7 +132,7 @@ class FusedBackend:
         self, parent: Vector, members: list[Batches], hyper: Hyperparameters
     ) -> list[Outcome]:
         program = self._program
-        start = program.load(parent, len(members))
+        starts = program.load(parent, [member.start for member in members])
         group = Group(program, self._losses, members)
         term, optimizer = group.make_term(hyper), FLAT_OPTIMIZERS[hyper.optimizer](hyper)
         # A group of several draws nothing.
@@ -145,7 +145,7 @@ class FusedBackend:
                 break
         outcomes: list[Outcome] = []
         for number, progress in enumerate(group.progress):
-            delta = group.delta(number, start)
+            delta = group.delta(number, starts[number])
             if number not in group.errors and not np.isfinite(delta).all():
                 group.errors[number] = TaskError(DIVERGED)
             result = LocalResult(delta, progress.num_steps, 0.0, progress.loss)

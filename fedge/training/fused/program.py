@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -86,15 +88,17 @@ class Program:
         except NoStep as error:
             raise NoStep(f"layer {name} ({kind.__name__}) {error}") from error
 
-    def load(self, parent: Vector, num_clients: int) -> Tensor:
-        """Give so many clients the parent weights; return the trained ones, ``[P]``."""
+    def load(self, parent: Vector, starts: Sequence[Vector | None]) -> list[Tensor]:
+        """Give each client its start, or the parent; return the trained part of each, ``[P]``."""
         views = self._layout.views(parent)
         for name, value in self._frozen.items():
             value.copy_(torch.tensor(views[name]))
-        start = self.flatten(parent)
-        self.weights[:num_clients] = start
-        self.activate(num_clients)
-        return start
+        common = self.flatten(parent)
+        found = [common if start is None else self.flatten(start) for start in starts]
+        for weights, start in zip(self.weights, found, strict=False):
+            weights.copy_(start)
+        self.activate(len(starts))
+        return found
 
     def activate(self, num_clients: int) -> None:
         """Go on with the first clients only."""

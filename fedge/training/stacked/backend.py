@@ -121,7 +121,8 @@ class StackedBackend:
     def _chunk_size(self, member: Batches, width: int, hyper: Hyperparameters) -> int:
         """Return how many clients like this one fit into memory at once."""
         state = {"adam": 2}.get(hyper.optimizer, 1 if hyper.momentum else 0)
-        weights = self._layout.size * (_WEIGHT_COPIES + state + (member.correction is not None))
+        own = (member.correction is not None) + (member.start is not None)
+        weights = self._layout.size * (_WEIGHT_COPIES + state + own)
         rows = width * self._activation_size(member) * _ACTIVATION_COPIES
         if member.plan is not None:
             # The noise of a step in float64, and twice in float32; some gradients an example.

@@ -42,11 +42,10 @@ class ChunkRun:
         self._names = names
         views = layout.views(parent)
         self._starts = {name: torch.tensor(views[name], device=device) for name in names}
-        count = len(chunk.members)
+        self._begins = _begins(chunk.members, self._starts, layout, device)
         self._weights = {
-            # Not `expand`: of one client that would be the global weights themselves.
-            name: start.repeat(count, *[1] * start.dim())
-            for name, start in self._starts.items()
+            name: begin.clone(memory_format=torch.contiguous_format)
+            for name, begin in self._begins.items()
         }
         corrections = _corrections(chunk.members, layout, names, device)
         additions = Additions(hyper, self._starts, corrections)
@@ -76,8 +75,8 @@ class ChunkRun:
         found = make(len(self._chunk.members), layout.size, device=self.losses.device)
         for name, start, size in zip(layout.names, layout.offsets, layout.sizes, strict=False):
             if name in self._weights:
-                ends, begins = self._weights[name].flatten(1), self._starts[name].flatten()
-                torch.sub(ends, begins, out=found[:, start : start + size])
+                ends, begins = self._weights[name], self._begins[name]
+                torch.sub(ends.flatten(1), begins.flatten(1), out=found[:, start : start + size])
         return found.cpu()
 
     def _active(self, count: int) -> dict[str, Tensor]:
@@ -141,6 +140,21 @@ class _Noise:
             divisors = self._divisors[:count].view(-1, *[1] * (total.dim() - 1))
             noisy[name] = total.div_(divisors).add_(part.view(total.shape))
         return noisy
+
+
+def _begins(
+    members: Sequence[Batches], starts: dict[str, Tensor], layout: Layout, device: torch.device
+) -> dict[str, Tensor]:
+    """Return what each member starts from by name, ``[K, *shape]``; one memory where all agree."""
+    if all(member.start is None for member in members):
+        return {name: start.expand(len(members), *start.shape) for name, start in starts.items()}
+    begins = {name: torch.stack([start] * len(members)) for name, start in starts.items()}
+    for at, member in enumerate(members):
+        if member.start is not None:
+            views = layout.views(member.start)
+            for name, begin in begins.items():
+                begin[at] = torch.tensor(views[name], device=device)
+    return begins
 
 
 def _corrections(

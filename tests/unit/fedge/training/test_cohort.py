@@ -347,10 +347,12 @@ def test_secure_draws_are_taken_too() -> None:
 
 
 @pytest.mark.parametrize("private", [False, True], ids=["plain", "dp"])
+@pytest.mark.parametrize("term", ["none", "fedprox"])
 @pytest.mark.parametrize("backend", ["sequential", "stacked", "fused", "auto"])
 def test_members_that_start_from_weights_of_their_own_are_trained_as_alone_from_them(
-    backend: str, private: bool, caplog: pytest.LogCaptureFixture
+    backend: str, private: bool, term: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    hyper = replace(HYPER, client_term=term)
     task = Toy()
     local, trainer = LocalTrainer(task), CohortTrainer(task, CohortSettings(backend=backend))
     parent = local.initial_weights(1)
@@ -362,15 +364,15 @@ def test_members_that_start_from_weights_of_their_own_are_trained_as_alone_from_
         return [replace(member, start=start) for member, start in each]
 
     with caplog.at_level(logging.INFO, "fedge.training.cohort"):
-        found = trainer.train(parent, members(), HYPER)
-        trainer.train(parent, members(), HYPER)
+        found = trainer.train(parent, members(), hyper)
+        trainer.train(parent, members(), hyper)
     expected = [
-        alone(local, parent if member.start is None else member.start, [member], HYPER)[0]
+        alone(local, parent if member.start is None else member.start, [member], hyper)[0]
         for member in members()
     ]
     assert_equal(found, expected)
-    said = [each for each in caplog.messages if "personal layers are trained by" in each]
-    assert len(said) == 1
+    said = [each for each in caplog.messages if "are trained by 'sequential'" in each]
+    assert len(said) == (0 if term == "none" else 1)
 
 
 def test_a_start_that_does_not_fit_is_its_members_own_error() -> None:
