@@ -6,7 +6,7 @@ import logging
 import os
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedge.errors import TaskError
 from fedge.split_plan import SplitPlan, split_plan_of
@@ -76,13 +76,26 @@ def build_parallel(
 
 def _check_chain(task: Task, plan: SplitPlan, model: nn.Module) -> None:
     """Refuse a chain that computes something else than the model."""
-    inputs = torch.zeros(1, *task.input_shape)
-    model.eval()
+    inputs, expected = _try_out(task, model.eval())
     with torch.no_grad():
-        expected = model(inputs)
         found = Stage(model, plan.chain)(inputs)
     if found.shape != expected.shape or not torch.allclose(found, expected):
         raise TaskError(f"the chain of task {task.name}'s split plan is not its model's forward")
+
+
+def _try_out(task: Task, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return one input of zeros and what the model makes of it; some take whole numbers alone."""
+    for dtype in (torch.float32, torch.int64):
+        inputs = torch.zeros(1, *task.input_shape, dtype=dtype)
+        try:
+            with torch.no_grad():
+                return inputs, model(inputs)
+        except Exception as error:  # the model is the user's: whatever it raises is its error
+            problem = error
+    raise TaskError(
+        f"the model of task {task.name} takes no zeros of its input_shape {task.input_shape}: "
+        f"{type(problem).__name__}: {problem}"
+    ) from problem
 
 
 def memory_of(device: torch.device) -> int:

@@ -44,6 +44,24 @@ def test_a_chain_that_is_not_the_forward_is_refused() -> None:
         plan_mesh(Shuffled(depth=2), MeshConfig(), 2, memory_bytes=GIB)
 
 
+def test_a_model_is_tried_out_with_numbers_that_it_takes() -> None:
+    class Words(CharLm):
+        def build_model(self) -> nn.Module:
+            return nn.Sequential(nn.Embedding(4, 6), nn.Linear(6, 4))
+
+        def split_plan(self) -> SplitPlan:
+            return SplitPlan(("0", "1"), "1")
+
+    assert plan_mesh(Words(), MeshConfig(), 2, memory_bytes=GIB).replicate == 2
+
+    class Narrow(Words):
+        def build_model(self) -> nn.Module:
+            return nn.Sequential(nn.Linear(7, 6), nn.Linear(6, 4))
+
+    with pytest.raises(TaskError, match="takes no zeros of its input_shape"):
+        plan_mesh(Narrow(), MeshConfig(), 2, memory_bytes=GIB)
+
+
 def test_tied_tensors_leave_copies_alone() -> None:
     class Tied(Digits):
         def build_model(self) -> nn.Module:
