@@ -1,0 +1,1 @@
+"""One model trained by several processes: data, tensor and pipeline parallelism in any mix."""
