@@ -19,7 +19,7 @@ def main() -> int:
         "--results",
         type=Path,
         metavar="FILE",
-        help="keep finished runs there, and go on from it (codec-accuracy, poison, "
+        help="keep finished runs there, and go on from it (codec-accuracy, poison, refine, "
         "simulate-niid, simulate-real)",
     )
     parser.add_argument(

@@ -20,6 +20,7 @@ MODULES = {
     "codec-accuracy": "benchmarks.codec_accuracy",
     "demo": "benchmarks.demo",
     "poison": "benchmarks.poison",
+    "refine": "benchmarks.refine",
     "robust": "benchmarks.robust",
     "simulate-cnn": "benchmarks.simulate_cnn",
     "simulate-dp": "benchmarks.simulate_dp",

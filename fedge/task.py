@@ -56,11 +56,13 @@ class CloudData:
         proxy: refined on.
         gate: decides whether a refinement is kept; never leaves the server.
         test: decides nothing and is the one reported; never leaves the server.
+        unlabelled: further inputs to refine on by distillation, ``[N, ...]``; None is none.
     """
 
     proxy: Examples
     gate: Examples
     test: Examples
+    unlabelled: npt.NDArray[Any] | None = None
 
 
 class SampleStore(Protocol):

@@ -13,6 +13,7 @@ from fedge.weights import build_checked_model, layout_of
 from server.convert import MISSING_CONVERTER, find_converter
 from server.settings import ServerConfig
 from server.trainer.objectives import OBJECTIVES
+from server.trainer.optimizers import OPTIMIZERS as OPTIMIZERS_OF_REFINEMENT
 
 
 def load_checked_task(config: ServerConfig) -> Task:
@@ -51,6 +52,7 @@ def check_names(config: ServerConfig, prefix: str = "") -> None:
     _one_of(f"{prefix}aggregation.aggregator", method.aggregator, aggregator_names())
     _one_of(f"{prefix}aggregation.server_optimizer", method.server_optimizer, list(OPTIMIZERS))
     _one_of(f"{prefix}refine.objective", config.refine.objective, list(OBJECTIVES))
+    _one_of(f"{prefix}refine.optimizer", config.refine.optimizer, list(OPTIMIZERS_OF_REFINEMENT))
     if config.metrics_address:
         split_address(config.metrics_address, f"{prefix}metrics_address")
     if config.refine.trainer and config.refine.token_file is not None:

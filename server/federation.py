@@ -16,10 +16,11 @@ from fedge.errors import CheckpointError, ConfigError
 from fedge.params import Layout, Vector
 from fedge.privacy.noise import Draws
 from fedge.records import to_array_record
-from fedge.task import Examples, Task, load_task
+from fedge.task import CloudData, Task, load_task
 from fedge.training.local import LocalTrainer
 from server.central_privacy import open_account
 from server.checkpoint import Checkpoint, CheckpointStore
+from server.device_voice import DeviceVoice
 from server.evaluation import CentralEvaluation
 from server.events import EventLog, MetricsLog
 from server.model_update import ModelUpdate
@@ -27,6 +28,7 @@ from server.reference import make_reference
 from server.refine import Refiner, make_refiner
 from server.refine_step import Refined, RefineStep
 from server.refinement_gate import RefinementGate
+from server.refinement_modes import MODES
 from server.round_commit import RoundCommit, TrainingReport
 from server.settings import ServerConfig
 from server.strategy import HybridStrategy
@@ -110,7 +112,7 @@ def _run(
     store = CheckpointStore(config.run_dir / "checkpoints")
     commit = RoundCommit(store, metrics, events, CentralEvaluation(trainer, data), on_commit)
     update = ModelUpdate(config, trainer.layout, draws)
-    refine = None if refiner is None else _refine_step(config, trainer, data.gate, refiner)
+    refine = None if refiner is None else _refine_step(config, trainer, data, refiner)
     found = store.latest()
     if found is None:
         state = _begin(config, trainer, commit)
@@ -120,6 +122,8 @@ def _run(
         num_lost = (store.latest_round() or 0) - found.round
         memory = open_account(config.central_privacy, state.memory, state.round, num_lost)
         state = replace(state, memory=memory)
+        if refine is not None:
+            refine.resume(state.round, state.weights, state.metrics)
     events.append(
         "run-started",
         run_name=config.run_name,
@@ -155,10 +159,13 @@ def _run(
 
 
 def _refine_step(
-    config: ServerConfig, trainer: LocalTrainer, gate: Examples, refiner: Refiner
+    config: ServerConfig, trainer: LocalTrainer, data: CloudData, refiner: Refiner
 ) -> RefineStep:
-    decision = RefinementGate(trainer, gate, config.refine.tolerance)
-    return RefineStep(config.refine, trainer.layout, refiner, decision)
+    wanted = config.refine
+    mode = MODES[wanted.mode](wanted, trainer.layout, refiner)
+    gate = RefinementGate(trainer, data, wanted, config.seed)
+    voice = DeviceVoice(config.evaluate, wanted.devices_margin)
+    return RefineStep(mode, gate, voice, config.rounds.num_rounds)
 
 
 def _begin(config: ServerConfig, trainer: LocalTrainer, commit: RoundCommit) -> Checkpoint:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Protocol
 
 import grpc
@@ -17,7 +17,7 @@ import numpy as np
 
 from fedge.channels import client_channel, map_rpc_error, read_token
 from fedge.chunks import iter_chunks, join_chunks
-from fedge.errors import RefineError, TransportError
+from fedge.errors import ConfigError, RefineError, TransportError
 from fedge.params import Layout, Vector, vector_digest
 from fedge.task import Task
 from fedge.weights import layout_of
@@ -78,15 +78,24 @@ class InProcessRefiner:
         self._task = task
         self._spec = spec
         self._layout = layout_of(task.build_model())
-        self._proxy = task.cloud_data().proxy
+        self._data = task.cloud_data()
 
     def refine(self, weights: Vector, *, round: int, deadline_s: float) -> Refinement:
         """Return refined weights."""
         spec = replace(self._spec, round=round, deadline_s=deadline_s)
         try:
-            return refine(self._task, self._layout, weights, spec, proxy=self._proxy)
+            return refine(
+                self._task,
+                self._layout,
+                weights,
+                spec,
+                proxy=self._data.proxy,
+                unlabelled=self._data.unlabelled,
+            )
         except RefineError:
             raise
+        except ConfigError as error:  # an objective or optimizer that there is not
+            raise RefineError(str(error)) from error
         except Exception as error:  # a task's own code may raise anything; the round must go on
             log.exception("refinement of round %d failed", round)
             raise RefineError(f"refinement failed: {type(error).__name__}: {error}") from error
@@ -114,6 +123,7 @@ class GrpcRefiner:
         self._run_name = run_name
         self._layout = layout
         self._spec = spec
+        self._responses: Any = None
 
     def refine(self, weights: Vector, *, round: int, deadline_s: float) -> Refinement:
         """Return refined weights whose digest was checked."""
@@ -122,7 +132,7 @@ class GrpcRefiner:
         started = time.monotonic()
         try:
             with client_channel(self._address, self._tls, self._token) as channel:
-                responses = TrainerStub(channel).Refine(
+                responses = self._responses = TrainerStub(channel).Refine(
                     self._requests(weights, spec), timeout=deadline_s
                 )
                 summary = _read_summary(responses)
@@ -140,7 +150,9 @@ class GrpcRefiner:
         )
 
     def close(self) -> None:
-        """Do nothing: no connection outlives a refinement."""
+        """Cancel the refinement that another thread may wait for, here and at the trainer."""
+        if self._responses is not None:
+            self._responses.cancel()
 
     def _requests(self, weights: Vector, spec: RefineSpec) -> Iterator[pb.RefineRequest]:
         order = order_for(self._run_name, self._layout, weights, spec)
@@ -169,16 +181,9 @@ class GrpcRefiner:
 
 
 def _spec_from(config: ServerConfig) -> RefineSpec:
-    wanted = config.refine
-    return RefineSpec(
-        objective=wanted.objective,
-        learning_rate=wanted.learning_rate,
-        momentum=wanted.momentum,
-        batch_size=wanted.batch_size,
-        steps=wanted.steps,
-        deadline_s=wanted.deadline_s,
-        seed=config.seed,
-    )
+    names = {field.name for field in fields(RefineSpec)} - {"seed", "round"}
+    wanted = {name: getattr(config.refine, name) for name in names}
+    return RefineSpec(**wanted, seed=config.seed)
 
 
 def _read_summary(responses: Iterable[pb.RefineResponse]) -> pb.RefineSummary:

@@ -121,31 +121,66 @@ class RefineConfig:
     Attributes:
         trainer: ``host:port`` of the cloud trainer; empty switches refinement off;
             ``in-process`` trains in the ServerApp itself (simulation, ``flwr run .``).
+        mode: ``sequential`` refines a round's aggregate before it is committed; ``overlapped``
+            while the next round's devices train, and adds what changed to that round's aggregate.
+        objective: what is minimised; ``mu`` belongs to ``anchored``, ``distill_weight`` and
+            ``temperature`` to ``distill``.
         every_rounds: refine after every so many rounds.
-        tolerance: how much worse the gate set's mean loss may be and still be accepted.
+        momentum: of ``sgd``.
+        budget_s: seconds after which a refinement ends well with the steps it has; 0 takes all.
+        deadline_s: seconds after which a refinement has failed.
+        held_out: fraction of the proxy data that is never trained on and chooses the blend.
+        blends: shares of the refinement to choose from; 0, the aggregate itself, is always one.
+        margin: the gate set's mean loss may rise by at most this much, with 95 % confidence.
+        devices_margin: the same for the mean loss on the devices' holdouts, plainly compared.
         token_file: file whose first line is the trainer's token; needed beyond loopback.
     """
 
     trainer: str = ""
+    mode: str = limited("sequential", choices=("sequential", "overlapped"))
     objective: str = "fine-tune"
     every_rounds: int = limited(1, ge=1)
+    optimizer: str = "sgd"
     learning_rate: float = limited(0.02, gt=0)
     momentum: float = limited(0.9, ge=0, lt=1)
+    weight_decay: float = limited(0.0, ge=0)
     batch_size: int = limited(16, ge=1)
     steps: int = limited(40, ge=1)
+    budget_s: float = limited(0.0, ge=0)
     deadline_s: float = limited(30.0, gt=0)
-    tolerance: float = limited(0.0, ge=0)
+    mu: float = limited(0.1, ge=0)
+    distill_weight: float = limited(1.0, ge=0)
+    temperature: float = limited(2.0, gt=0)
+    held_out: float = limited(0.2, ge=0, lt=1)
+    blends: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    margin: float = limited(0.0, ge=0)
+    devices_margin: float = limited(0.0, ge=0)
     token_file: Path | None = None
     tls: TlsConfig = field(default_factory=TlsConfig)
 
     def __post_init__(self) -> None:
-        """Refuse an address that is neither loopback nor protected."""
+        """Refuse an unprotected address, a budget that never ends well and blends of nothing."""
+        self._check_blends()
+        if self.budget_s >= self.deadline_s:
+            raise ConfigError(
+                f"must be below deadline_s = {self.deadline_s:g}, got {self.budget_s:g}",
+                key="budget_s",
+            )
         if self.trainer in ("", "in-process"):
             return
         split_address(self.trainer, "trainer")
         if not is_loopback(self.trainer) and (self.tls.ca is None or self.token_file is None):
             raise ConfigError(
                 f"{self.trainer} is not on loopback: set tls.ca and token_file", key="trainer"
+            )
+
+    def _check_blends(self) -> None:
+        if not self.blends or not all(0 < share <= 1 for share in self.blends):
+            raise ConfigError(f"must be above 0 and at most 1, got {self.blends}", key="blends")
+        if self.held_out == 0 and len(self.blends) > 1:
+            raise ConfigError(
+                "must be above 0 to choose between several blends, or blends must be one",
+                key="held_out",
             )
 
 

@@ -18,7 +18,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from aggregation.cohort import RoundAggregate
-from aggregation.scaffold import CONTROL
 from fedge.clock import clock_of
 from fedge.errors import AggregationError
 from fedge.messages import WeightsRequest
@@ -36,11 +35,12 @@ from server.cohort_round import (
     takes_cohorts,
 )
 from server.cohorts import CohortGrid, CohortReport
+from server.device_voice import Ask, is_due
 from server.evaluation import FederatedEvaluation
 from server.events import EventLog
 from server.model_update import ModelUpdate
 from server.reference import Reference
-from server.refine_step import Refined, RefineStep
+from server.refine_step import Concluded, Refined, RefineStep
 from server.round_commit import RoundCommit, TrainingReport
 from server.round_exchange import Exchange
 from server.round_intake import ClientErrors, RoundIntake
@@ -132,6 +132,11 @@ class HybridStrategy(Strategy):
         layout = self.state.layout
         self.state = replace(self.state, weights=from_array_record(layout, initial_arrays))
         result = Result(arrays=initial_arrays)
+
+        def ask(weights: Vector) -> dict[str, Any]:
+            request = self._request(weights, num_rounds)
+            return self._evaluate(grid, request, timeout, evaluate_config)
+
         while self.state.round < num_rounds:
             if takes_cohorts(grid, self._config):
                 training = self._train_cohort(grid, num_rounds, timeout)
@@ -142,8 +147,8 @@ class HybridStrategy(Strategy):
                 log.warning("no further rounds: %s", self.stop_reason)
                 break
             aggregate = self._next.weights
-            refined = self._refined(training)
-            evaluation = self._evaluate(grid, num_rounds, timeout, evaluate_config)
+            refined, evaluation = self._refined(training, ask)
+            self._next = replace(self._next, weights=refined.weights)
             training = replace(training, extra=grid_metrics(grid, self._next.round))
             self.state = self._commit.commit(self._next, training, aggregate, refined, evaluation)
             result.arrays = to_array_record(layout, self.state.weights)
@@ -315,40 +320,33 @@ class HybridStrategy(Strategy):
             return False
         return True
 
-    def _refined(self, training: TrainingReport) -> Refined:
+    def _refined(self, training: TrainingReport, ask: Ask) -> Concluded:
         """Refine what the round has changed; a round that changed nothing changes nothing."""
-        if self._refine is None or not training.applied:
-            return Refined(self._next.weights)
-        refined = self._refine.apply(self._next.round, self._next.weights)
-        self._next = replace(self._next, weights=refined.weights)
-        return refined
+        refined, due = Refined(self._next.weights), is_due(self._config.evaluate, self._next.round)
+        if self._refine is None:
+            return refined, ask(refined.weights) if due else None
+        if training.applied:
+            refined = self._refine.apply(self._next.round, self._next.weights)
+        return self._refine.conclude(self._next.round, self._next.weights, refined, ask, due)
 
     def _evaluate(
-        self, grid: Grid, num_rounds: int, timeout: float, extra: ConfigRecord | None
-    ) -> dict[str, Any] | None:
-        """Let devices evaluate the weights about to be committed; None where it is not due."""
-        settings = self._config.evaluate
-        round = self._next.round
-        if settings.every_rounds == 0 or round % settings.every_rounds:
-            return None
-        request = self._request(self._next.weights, num_rounds)
+        self, grid: Grid, request: WeightsRequest, timeout: float, extra: ConfigRecord | None
+    ) -> dict[str, Any]:
+        """Let devices evaluate weights that may be committed."""
         if takes_cohorts(grid, self._config):
             return evaluate_cohort(grid, self._config, request, self.state)
         exchange, _ = self._connect(grid)
         opened = self._messages = RoundMessages(request, extra)
-        ends_at = clock_of(grid).monotonic() + min(timeout, settings.deadline_s)
-        messages = self.configure_evaluate(round, opened.arrays, opened.config, grid)
+        ends_at = clock_of(grid).monotonic() + min(timeout, self._config.evaluate.deadline_s)
+        messages = self.configure_evaluate(request.round, opened.arrays, opened.config, grid)
         asked = exchange.send(messages, ends_at)
         with closing(exchange.replies(ends_at)) as replies:
-            self.aggregate_evaluate(round, replies)
+            self.aggregate_evaluate(request.round, replies)
         return self._evaluation.summary(len(asked))
 
     def _request(self, weights: Vector, num_rounds: int) -> WeightsRequest:
         """Return what is asked of the nodes in the round after the last committed one."""
         config = self._config
-        control = None
-        if config.train.client_term == "scaffold":
-            control = self._update.memory_of(self.state.memory).get(CONTROL)
         return WeightsRequest(
             run_name=self.state.run_name,
             round=self.state.round + 1,
@@ -357,7 +355,7 @@ class HybridStrategy(Strategy):
             weights=weights,
             hyper=config.train,
             codec=config.aggregation.codec,
-            control=control,
+            control=self._update.control(self.state.memory),
             keep_parent=self._broadcast.is_lossy,
         )
 

@@ -19,7 +19,7 @@ def train_cloud_only(config: ServerConfig, task: Task) -> float:
         raise ConfigError("is off, so there is no cloud to train alone", key="refine.trainer")
     data = task.cloud_data()
     trainer = LocalTrainer(task)
-    gate = RefinementGate(trainer, data.gate, config.refine.tolerance)
+    gate = RefinementGate(trainer, data, config.refine, config.seed)
     weights = trainer.initial_weights(config.seed)
     with closing(refiner):
         for number in range(1, config.rounds.num_rounds + 1):
@@ -29,6 +29,7 @@ def train_cloud_only(config: ServerConfig, task: Task) -> float:
                 refined = refiner.refine(weights, round=number, deadline_s=config.refine.deadline_s)
             except RefineError:
                 continue
-            if gate.decide(weights, refined.weights).accepted:
-                weights = refined.weights
+            decision = gate.decide(weights, refined.weights)
+            if decision.accepted:
+                weights = decision.weights
     return trainer.evaluate(weights, data.test)["accuracy"]

@@ -16,6 +16,7 @@ from fedge.rng import stream_seed
 from fedge.task import Task, load_task
 from server.checkpoint import CheckpointStore
 from server.federation import run_federation
+from server.refine import Refiner
 from simulation.cohort_grid import CohortSimulationGrid
 from simulation.engine.absent import AbsentClients
 from simulation.engine.cohort_engine import CohortEngine
@@ -61,12 +62,14 @@ def simulate(
     config: SimulateConfig,
     *,
     task: Task | None = None,
+    refiner: Refiner | None = None,
     on_round: Callable[[dict[str, Any]], None] | None = None,
 ) -> SimulationResult:
     """Run every round of a configuration; resumes a run that was cut off.
 
     Args:
         task: what is learnt; None loads the configured one.
+        refiner: closed by the caller; None makes the configured one.
         on_round: told each round's line of metrics.
 
     Raises:
@@ -84,7 +87,9 @@ def simulate(
         # One line a client and round would be millions.
         logging.getLogger("edge_client.participant").setLevel(logging.WARNING)
         with _grid(config, task) as grid:
-            run_federation(grid, config.server, task=task, draws=draws, on_commit=on_round)
+            run_federation(
+                grid, config.server, task=task, refiner=refiner, draws=draws, on_commit=on_round
+            )
     return SimulationResult(run_dir, read_jsonl(run_dir / "metrics.jsonl"))
 
 

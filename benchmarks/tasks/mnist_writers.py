@@ -58,6 +58,7 @@ class MnistWriters(Classification):
     Attributes:
         seed: draws the cloud's writers and images.
         num_proxy, num_gate: images of the cloud's shares.
+        cloud_classes: proxy and gate images show the first so many digits alone.
         num_test: the first so many of the test images; all 10,000 take a third of a run's time
             when each round is tested on them.
         num_cloud_writers: training writers that are no clients.
@@ -70,6 +71,7 @@ class MnistWriters(Classification):
     seed: int = 0
     num_proxy: int = 600
     num_gate: int = 600
+    cloud_classes: int = NUM_CLASSES
     num_test: int = 10_000
     num_cloud_writers: int = 24
     writers_a_client: int = 1
@@ -145,10 +147,12 @@ class MnistWriters(Classification):
     def _draw(self, share: str, writers: Index, num_images: int) -> Examples:
         by_writer = _images_by_writer()
         images = np.concatenate([by_writer[writer] for writer in writers])
+        if self.cloud_classes < NUM_CLASSES:
+            images = images[load_mnist("train").targets[images] < self.cloud_classes]
         if num_images > len(images):
             raise TaskError(
                 f"mnist-writers: num_{share} is {num_images}, its {len(writers)} writers wrote "
-                f"{len(images)}: raise num_cloud_writers"
+                f"{len(images)} of these digits: raise num_cloud_writers"
             )
         drawn = stream(self.seed, f"mnist-{share}").choice(images, num_images, replace=False)
         return load_mnist("train").subset(drawn)

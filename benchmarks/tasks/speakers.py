@@ -112,7 +112,7 @@ class Speakers(Classification):
             key: self._draw(key, names.tolist(), size)
             for (key, size), names in zip(sizes.items(), shares, strict=True)
         }
-        return CloudData(**drawn)
+        return CloudData(drawn["proxy"], drawn["gate"], drawn["test"])
 
     @cached_property
     def _names(self) -> tuple[list[str], list[str]]:

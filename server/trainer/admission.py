@@ -13,6 +13,7 @@ from fedge.params import Layout, Vector, vector_digest
 from fedge.protocol import PROTOCOL_VERSION, refusal
 from protos.fedge.v1 import trainer_pb2 as pb
 from server.trainer.objectives import OBJECTIVES
+from server.trainer.optimizers import OPTIMIZERS
 from server.trainer.wire import Order, order_from_proto
 
 
@@ -56,6 +57,7 @@ def check_order(message: pb.RefineSpec, layout: Layout, max_model_bytes: int) ->
         raise _invalid(f"size_bytes is {message.size_bytes}, expected {layout.size_bytes}")
     try:
         OBJECTIVES[message.objective]
+        OPTIMIZERS[message.optimizer]
         return order_from_proto(message)
     except ConfigError as error:
         raise _invalid(str(error)) from error

@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,10 +14,10 @@ import torch
 
 from fedge.errors import RefineError, TaskError, TransportError
 from fedge.params import Vector
-from fedge.rng import stream
-from fedge.task import Examples, Task
+from fedge.task import Task
 from fedge.training.local import LocalTrainer
 from server.trainer.loop import Progress, ShouldStop, refine
+from server.trainer.proxy_split import split_proxy
 from server.trainer.ranks import Ranks, TorchRanks
 from server.trainer.spec import Refinement, RefineSpec
 
@@ -64,7 +64,8 @@ class JobRunner:
         self.num_done = 0
         self._trainer = LocalTrainer(task)
         self.layout = self._trainer.layout
-        self._proxy = task.cloud_data().proxy
+        data = task.cloud_data()
+        self._proxy, self._unlabelled = data.proxy, data.unlabelled
         if len(self._proxy) == 0:
             raise TaskError(f"task {task.name} has no proxy data: there is nothing to refine on")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="refine")
@@ -85,7 +86,7 @@ class JobRunner:
 
     def score(self, weights: Vector, seed: int) -> float:
         """Return the mean loss on the held-out split of the proxy data."""
-        _, held_out = split_for_search(self._proxy, seed)
+        _, held_out = split_proxy(self._proxy, seed, HELD_OUT_FRACTION)
         losses = self._thread.submit(self._trainer.losses, weights, held_out)
         return float(np.mean(losses.result()))
 
@@ -132,29 +133,17 @@ class JobRunner:
     def _run(
         self, job: Job, weights: Vector, progress: Progress, should_stop: ShouldStop
     ) -> Refinement:
-        proxy = self._proxy
+        spec = job.spec
         if job.share == "search":
-            proxy, _ = split_for_search(proxy, job.spec.seed)
+            spec = replace(spec, held_out=HELD_OUT_FRACTION)
         return refine(
             self.task,
             self.layout,
             weights,
-            job.spec,
-            proxy=proxy,
+            spec,
+            proxy=self._proxy,
+            unlabelled=self._unlabelled,
             progress=progress,
             should_stop=should_stop,
             ranks=self.ranks,
         )
-
-
-def split_for_search(proxy: Examples, seed: int) -> tuple[Examples, Examples]:
-    """Return what candidates train on and the held-out rest that scores them, by the seed.
-
-    Raises:
-        RefineError: there are too few examples to hold any out.
-    """
-    num_held_out = int(len(proxy) * HELD_OUT_FRACTION)
-    if num_held_out < 1:
-        raise RefineError(f"{len(proxy)} proxy examples are too few for a search: 4 are needed")
-    order = stream(seed, "search-split").permutation(len(proxy))
-    return proxy.subset(order[num_held_out:]), proxy.subset(order[:num_held_out])

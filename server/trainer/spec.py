@@ -15,19 +15,33 @@ class RefineSpec:
 
     Attributes:
         objective: name in `server.trainer.objectives.OBJECTIVES`.
+        optimizer: name in `server.trainer.optimizers.OPTIMIZERS`.
+        momentum: of ``sgd``.
         batch_size: examples a step, over all ranks; more than there are takes all of them.
+        budget_s: seconds after which a refinement ends well with the steps it has, at least one;
+            0 takes all steps, and only then do equal specs give equal weights.
         deadline_s: seconds after which a refinement that is still running fails.
         seed, round: name the random streams of batches and dropout.
+        held_out: fraction of the proxy data that is never trained on; see `split_proxy`.
+        mu: how strongly ``anchored`` pulls back to the given weights.
+        distill_weight, temperature: of ``distill``, beside the task's own loss.
     """
 
     objective: str = "fine-tune"
+    optimizer: str = "sgd"
     learning_rate: float = limited(0.02, gt=0)
     momentum: float = limited(0.9, ge=0, lt=1)
+    weight_decay: float = limited(0.0, ge=0)
     batch_size: int = limited(16, ge=1)
     steps: int = limited(10, ge=1)
+    budget_s: float = limited(0.0, ge=0)
     deadline_s: float = limited(30.0, gt=0)
     seed: int = limited(0, ge=0)
     round: int = limited(0, ge=0)
+    held_out: float = limited(0.0, ge=0, lt=1)
+    mu: float = limited(0.1, ge=0)
+    distill_weight: float = limited(1.0, ge=0)
+    temperature: float = limited(2.0, gt=0)
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,11 @@ class Synthetic:
 
     def cloud_data(self) -> CloudData:
         """Return three draws of their own from the same class means."""
-        sizes = {"proxy": self.num_proxy, "gate": self.num_gate, "test": self.num_test}
-        return CloudData(**{share: self._draw_cloud(share, size) for share, size in sizes.items()})
+        return CloudData(
+            proxy=self._draw_cloud("proxy", self.num_proxy),
+            gate=self._draw_cloud("gate", self.num_gate),
+            test=self._draw_cloud("test", self.num_test),
+        )
 
     def edge_files(self) -> EdgeFiles | None:
         """Return None: no device serves this model."""

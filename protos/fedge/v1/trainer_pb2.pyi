@@ -33,6 +33,13 @@ class RefineSpec(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_FIELD_NUMBER: _builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
+    BUDGET_S_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    MU_FIELD_NUMBER: _builtins.int
+    DISTILL_WEIGHT_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     run_name: _builtins.str
     round: _builtins.int
@@ -41,13 +48,25 @@ class RefineSpec(_message.Message):
     layout_digest: _builtins.str
     size_bytes: _builtins.int
     objective: _builtins.str
-    """Name of the objective: "fine-tune"."""
+    """Name of the objective: "fine-tune", "anchored" or "distill"."""
     learning_rate: _builtins.float
     momentum: _builtins.float
     batch_size: _builtins.int
     steps: _builtins.int
     deadline_s: _builtins.float
     seed: _builtins.int
+    optimizer: _builtins.str
+    """"sgd" or "adamw"."""
+    weight_decay: _builtins.float
+    budget_s: _builtins.float
+    """Seconds after which the refinement ends well; 0 takes all steps."""
+    held_out: _builtins.float
+    """Fraction of the proxy data that is never trained on, drawn by the seed."""
+    mu: _builtins.float
+    """Pull of "anchored" to the weights that follow."""
+    distill_weight: _builtins.float
+    """Of "distill"."""
+    temperature: _builtins.float
     def __init__(
         self,
         *,
@@ -64,10 +83,17 @@ class RefineSpec(_message.Message):
         steps: _builtins.int = ...,
         deadline_s: _builtins.float = ...,
         seed: _builtins.int = ...,
+        optimizer: _builtins.str = ...,
+        weight_decay: _builtins.float = ...,
+        budget_s: _builtins.float = ...,
+        held_out: _builtins.float = ...,
+        mu: _builtins.float = ...,
+        distill_weight: _builtins.float = ...,
+        temperature: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "deadline_s", b"deadline_s", "layout_digest", b"layout_digest", "learning_rate", b"learning_rate", "momentum", b"momentum", "objective", b"objective", "parent", b"parent", "protocol", b"protocol", "round", b"round", "run_name", b"run_name", "seed", b"seed", "size_bytes", b"size_bytes", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "budget_s", b"budget_s", "deadline_s", b"deadline_s", "distill_weight", b"distill_weight", "held_out", b"held_out", "layout_digest", b"layout_digest", "learning_rate", b"learning_rate", "momentum", b"momentum", "mu", b"mu", "objective", b"objective", "optimizer", b"optimizer", "parent", b"parent", "protocol", b"protocol", "round", b"round", "run_name", b"run_name", "seed", b"seed", "size_bytes", b"size_bytes", "steps", b"steps", "temperature", b"temperature", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -33,7 +33,7 @@ def test_check_says_that_a_configuration_is_fine_and_makes_nothing(
         ("registry.address=0.0.0.0:9093", "set tls.cert and tls.key"),
         ("aggregation.aggregator=none", "aggregation.aggregator: must be one of bounded-mean, "),
         ("aggregation.server_optimizer=none", "server_optimizer: must be one of fedadagrad, "),
-        ("refine.objective=none", "refine.objective: must be one of fine-tune, got 'none'"),
+        ("refine.objective=none", "refine.objective: must be one of anchored, distill, "),
         ("metrics_address=here", "metrics_address: must be host:port"),
         ("task.options.seed=one", "digits: seed must be a whole number"),
     ],

@@ -157,7 +157,8 @@ def test_in_process_the_configured_spec_is_refined_by() -> None:
     [
         (TinyTask(bug=True), SPEC, "RuntimeError: no such thing"),
         (TASK, replace(SPEC, learning_rate=1e38), "not finite"),
-        (TASK, replace(SPEC, objective="x"), "there are: fine-tune"),
+        (TASK, replace(SPEC, optimizer="x"), "^no refinement optimizer .* adamw, sgd"),
+        (TASK, replace(SPEC, objective="x"), "there are: anchored, distill, fine-tune"),
         (TinyTask(loss_s=0.05), replace(SPEC, steps=100), "deadline of 0.1 s passed"),
     ],
 )

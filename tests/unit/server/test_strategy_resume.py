@@ -89,6 +89,34 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert [line["round"] for line in resumed.rounds] == list(range(7))
 
 
+def test_a_killed_run_begins_its_overlapped_refinement_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    refine = {"trainer": "in-process", "mode": "overlapped", "margin": 1.0, "steps": 3}
+
+    def config(name: str) -> ServerConfig:
+        return configure(tmp_path / name, RESUMABLE, refine=refine)
+
+    clients: dict[int, Client] = dict.fromkeys(range(1, 8), honest)
+    whole = run(FakeGrid(clients), config("whole"))
+    grid = FakeGrid(clients)
+
+    def faults(operation: str) -> None:
+        if operation == "pull" and grid.asked[-1][0] == 4:
+            raise Killed
+
+    grid.faults = faults
+    with pytest.raises(Killed):
+        run(grid, config("killed"))
+    with caplog.at_level("INFO", "server.refine_step"):
+        resumed = run(FakeGrid(clients), config("killed"))
+    assert "after round 3 was lost with its process: begun again" in caplog.text
+    assert resumed.weights.tobytes() == whole.weights.tobytes()
+    details = [line["refinement_detail"] for line in whole.rounds]
+    assert details[:2] == [None, None]
+    assert {detail["staleness"] for detail in details[2:]} == {1}
+
+
 def test_a_run_that_is_complete_does_nothing_more(tmp_path: Path) -> None:
     first = run(FakeGrid({1: honest}), configure(tmp_path))
     grid = FakeGrid({1: honest})

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from fedge.config import build
 from fedge.errors import ConfigError, RefineError
@@ -29,7 +30,14 @@ def make_config(*, trainer: str = "in-process", every_rounds: int = 1) -> Server
         {
             "seed": 3,
             "rounds": {"num_rounds": 4},
-            "refine": {"trainer": trainer, "every_rounds": every_rounds, "steps": 5},
+            "refine": {
+                "trainer": trainer,
+                "every_rounds": every_rounds,
+                "steps": 5,
+                "margin": 0.1,
+                "held_out": 0.0,
+                "blends": (1.0,),
+            },
         },
     )
 
@@ -43,10 +51,11 @@ def logits(layout: Layout, weights: Vector, examples: Examples) -> np.ndarray:
     return outputs
 
 
-def mean_loss(layout: Layout, weights: Vector, examples: Examples) -> float:
+def losses(layout: Layout, weights: Vector, examples: Examples) -> np.ndarray:
     outputs = logits(layout, weights, examples)
     chosen = outputs[np.arange(len(examples)), examples.targets]
-    return float(np.mean(np.log(np.exp(outputs).sum(axis=1)) - chosen))
+    found: np.ndarray = np.log(np.exp(outputs).sum(axis=1)) - chosen
+    return found
 
 
 def accuracy(layout: Layout, weights: Vector, examples: Examples) -> float:
@@ -58,7 +67,9 @@ def refine_by_hand(config: ServerConfig, rounds: list[int]) -> float:
     for number in rounds:
         spec = RefineSpec(steps=5, seed=config.seed, round=number)
         refined = refine(TASK, layout, weights, spec, proxy=DATA.proxy).weights
-        if mean_loss(layout, refined, DATA.gate) <= mean_loss(layout, weights, DATA.gate):
+        change = losses(layout, refined, DATA.gate) - losses(layout, weights, DATA.gate)
+        error = change.std(ddof=1) / np.sqrt(len(change))
+        if change.mean() + stats.t.ppf(0.95, len(change) - 1) * error <= config.refine.margin:
             weights = refined
     return accuracy(layout, weights, DATA.test)
 

@@ -1,6 +1,8 @@
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from torch import Tensor
 
 from fedge.errors import ConfigError, RefineError
 from fedge.params import Layout, Vector
+from fedge.task import Examples
 from fedge.training.local import LocalTrainer
 from fedge.weights import write_vector
 from server.trainer.loop import _draw_batches, refine
+from server.trainer.proxy_split import split_proxy
 from server.trainer.ranks import Ranks, Solo
 from server.trainer.spec import Diverged, Refinement, RefineSpec
 from tests.tiny_task import TinyTask
@@ -126,6 +130,43 @@ def test_weights_of_another_model_are_an_error() -> None:
         refine(TASK, layout, np.zeros(3, np.float32), RefineSpec(), proxy=PROXY)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused_before_any_step(value: float) -> None:
+    weights = TRAINER.initial_weights(0)
+    weights[2] = value
+    told: list[object] = []
+    with pytest.raises(RefineError, match="weights to refine are not finite"):
+        _refine(RefineSpec(), weights=weights, progress=lambda *step: told.append(step))
+    assert told == []
+
+
+def test_the_budget_ends_it_well_with_the_steps_it_has() -> None:
+    task = TinyTask(loss_s=0.02)
+    spec = RefineSpec(steps=10_000, budget_s=0.1)
+    refinement = _refine(spec, task=task)
+    assert 1 <= refinement.num_steps <= 6
+    same = _refine(RefineSpec(steps=refinement.num_steps))
+    np.testing.assert_array_equal(refinement.weights, same.weights)
+
+
+def test_a_budget_that_is_spent_before_the_first_step_still_takes_one() -> None:
+    assert _refine(RefineSpec(steps=10, budget_s=1e-9)).num_steps == 1
+
+
+def test_what_is_held_out_changes_nothing() -> None:
+    spec = RefineSpec(steps=8, held_out=0.5, seed=6)
+    _, held_out = split_proxy(PROXY, 6, 0.5)
+    spoilt = PROXY.inputs.copy()
+    for row in held_out.inputs:
+        spoilt[(spoilt == row).all(axis=1)] = 1e6
+    other = Examples(spoilt, PROXY.targets)
+    start = TRAINER.initial_weights(0)
+    found = [refine(TASK, TRAINER.layout, start, spec, proxy=each) for each in (PROXY, other)]
+    np.testing.assert_array_equal(found[0].weights, found[1].weights)
+    whole = refine(TASK, TRAINER.layout, start, replace(spec, held_out=0), proxy=other)
+    assert not np.allclose(whole.weights, found[0].weights)
+
+
 def test_without_proxy_data_there_is_an_error() -> None:
     empty = PROXY.subset(np.zeros(0, np.int64))
     with pytest.raises(RefineError, match="no proxy data"):
@@ -188,6 +229,14 @@ def test_ranks_that_share_each_batch_equal_one_process(batch_size: int, size: in
         assert isinstance(shared, Refinement)
         np.testing.assert_allclose(shared.weights, alone.weights, atol=1e-5)
         assert shared.loss_last == pytest.approx(alone.loss_last, abs=1e-5)
+
+
+def test_when_one_rank_has_spent_its_budget_all_end_well_at_the_same_step() -> None:
+    spec = RefineSpec(learning_rate=0.1, steps=50_000, budget_s=0.2)
+    ended = _refine_on_threads(spec, 2)
+    counts = [each.num_steps for each in ended if isinstance(each, Refinement)]
+    assert len(counts) == 2
+    assert counts[0] == counts[1] < 50_000
 
 
 def test_when_one_rank_is_told_to_stop_all_fail_at_the_same_step() -> None:

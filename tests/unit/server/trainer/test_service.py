@@ -16,8 +16,9 @@ from fedge.settings import TlsConfig
 from fedge.training.local import LocalTrainer
 from protos.fedge.v1 import trainer_pb2 as pb
 from protos.fedge.v1.trainer_pb2_grpc import TrainerStub, add_TrainerServicer_to_server
-from server.trainer.jobs import Job, JobRunner, split_for_search
+from server.trainer.jobs import HELD_OUT_FRACTION, Job, JobRunner
 from server.trainer.loop import refine
+from server.trainer.proxy_split import split_proxy
 from server.trainer.ranks import Solo
 from server.trainer.service import TrainerService
 from server.trainer.spec import RefineSpec
@@ -109,7 +110,10 @@ def test_the_same_order_is_answered_again_without_training() -> None:
         ({"layout_digest": "ab" * 32}, "FAILED_PRECONDITION", "configure the same task on both"),
         ({"size_bytes": 12}, "INVALID_ARGUMENT", f"expected {LAYOUT.size_bytes}"),
         ({"parent": "cd" * 32}, "INVALID_ARGUMENT", "announced was cdcdcdcdcdcd"),
-        ({"objective": "x"}, "INVALID_ARGUMENT", "there are: fine-tune"),
+        ({"objective": "x"}, "INVALID_ARGUMENT", "there are: anchored, distill, fine-tune"),
+        ({"optimizer": "x"}, "INVALID_ARGUMENT", "there are: adamw, sgd"),
+        ({"held_out": 1.0}, "INVALID_ARGUMENT", "held_out: must be >= 0 and < 1"),
+        ({"temperature": 0.0}, "INVALID_ARGUMENT", "temperature: must be > 0"),
         ({"learning_rate": math.nan}, "INVALID_ARGUMENT", "learning_rate"),
         ({"momentum": 1.5}, "INVALID_ARGUMENT", "momentum: must be >= 0 and < 1, got 1.5"),
         ({"steps": 0}, "INVALID_ARGUMENT", "steps: must be >= 1"),
@@ -237,7 +241,7 @@ def test_search_scores_candidates_on_proxy_data_that_they_did_not_train_on() -> 
     with _serving() as (stub, runner):
         scores = {each.candidate: each.loss for each in stub.Search(_search(tame, wild))}
         assert runner.num_done == 0
-    train, held_out = split_for_search(TASK.cloud_data().proxy, SPEC.seed)
+    train, held_out = split_proxy(TASK.cloud_data().proxy, SPEC.seed, HELD_OUT_FRACTION)
     spec = replace(SPEC, learning_rate=0.05, momentum=0.9, batch_size=8, steps=30)
     refined = refine(TASK, LAYOUT, WEIGHTS, spec, proxy=train).weights
     assert scores == {7: pytest.approx(TRAINER.losses(refined, held_out).mean()), 8: math.inf}
@@ -254,8 +258,8 @@ def test_a_candidate_that_cannot_be_tried_is_named() -> None:
 
 def test_the_search_split_is_disjoint_complete_and_repeats() -> None:
     proxy = TASK.cloud_data().proxy
-    train, held_out = split_for_search(proxy, 5)
-    again, _ = split_for_search(proxy, 5)
+    train, held_out = split_proxy(proxy, 5, HELD_OUT_FRACTION)
+    again, _ = split_proxy(proxy, 5, HELD_OUT_FRACTION)
     np.testing.assert_array_equal(train.inputs, again.inputs)
     assert (len(train), len(held_out)) == (30, 10)
     rows = {row.tobytes() for part in (train, held_out) for row in part.inputs}
