@@ -149,13 +149,14 @@ class CharLm:
 
     def cloud_data(self) -> CloudData:
         """Return proxy, gate and test windows, each of speakers of its own."""
-        shares = np.array_split(np.array(self._names[1]), 3)
-        sizes = {"proxy": self.num_proxy, "gate": self.num_gate, "test": self.num_test}
-        drawn = {
-            key: self._draw(key, names.tolist(), size)
-            for (key, size), names in zip(sizes.items(), shares, strict=True)
-        }
-        return CloudData(**drawn)
+        proxy, gate, test = (
+            share.tolist() for share in np.array_split(np.array(self._names[1]), 3)
+        )
+        return CloudData(
+            proxy=self._draw("proxy", proxy, self.num_proxy),
+            gate=self._draw("gate", gate, self.num_gate),
+            test=self._draw("test", test, self.num_test),
+        )
 
     def edge_files(self) -> EdgeFiles | None:
         """Return None: where a device is to serve this model, the server converts it."""
