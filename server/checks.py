@@ -13,6 +13,8 @@ from fedge.weights import build_checked_model, layout_of
 from server.convert import MISSING_CONVERTER, find_converter
 from server.settings import ServerConfig
 from server.trainer.objectives import OBJECTIVES
+from server.tuner.pruners import PRUNERS
+from server.tuner.samplers import SAMPLERS
 
 
 def load_checked_task(config: ServerConfig) -> Task:
@@ -51,6 +53,11 @@ def check_names(config: ServerConfig, prefix: str = "") -> None:
     _one_of(f"{prefix}aggregation.aggregator", method.aggregator, aggregator_names())
     _one_of(f"{prefix}aggregation.server_optimizer", method.server_optimizer, list(OPTIMIZERS))
     _one_of(f"{prefix}refine.objective", config.refine.objective, list(OBJECTIVES))
+    if config.tuner.sampler:
+        _one_of(f"{prefix}tuner.sampler", config.tuner.sampler, list(SAMPLERS))
+        _one_of(f"{prefix}tuner.pruner", config.tuner.pruner, list(PRUNERS))
+        for name in config.tuner.space.get("aggregation.server_optimizer", ()):
+            _one_of(f"{prefix}tuner.space.aggregation.server_optimizer", name, list(OPTIMIZERS))
     if config.metrics_address:
         split_address(config.metrics_address, f"{prefix}metrics_address")
     if config.refine.trainer and config.refine.token_file is not None:

@@ -12,6 +12,7 @@ from aggregation.cohort import RoundAggregate, needs_steps
 from aggregation.contracts import AggregatorOptions, OptimizerOptions, RoundContext
 from aggregation.gate import GateLimits, UpdateGate
 from aggregation.methods import OPTIMIZERS
+from aggregation.scaffold import CONTROL
 from fedge.errors import AggregationError
 from fedge.params import Layout, Vector
 from fedge.personal import personal_part
@@ -83,6 +84,12 @@ class ModelUpdate:
         """Return what the aggregator itself remembers."""
         own = memory.get(self._config.aggregator, {})
         return own if isinstance(own, dict) else {}
+
+    def control_in(self, memory: dict[str, Any]) -> Vector | None:
+        """Return the control that SCAFFOLD's clients correct themselves by; None without."""
+        if self._server.train.client_term != "scaffold":
+            return None
+        return self.memory_of(memory).get(CONTROL)
 
     def apply(
         self, state: Checkpoint, aggregate: RoundAggregate, reference: Vector | None = None

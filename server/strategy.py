@@ -18,7 +18,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from aggregation.cohort import RoundAggregate
-from aggregation.scaffold import CONTROL
 from fedge.clock import clock_of
 from fedge.errors import AggregationError
 from fedge.messages import WeightsRequest
@@ -48,6 +47,7 @@ from server.round_messages import RoundMessages
 from server.selection import Cohort, DeviceWatch, choose_cohort
 from server.settings import ServerConfig
 from server.strategy_result import add_to, describe
+from server.tuner.tuner import Tuner
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class HybridStrategy(Strategy):
         refine: refinement of the aggregate; None where it is off.
         commit: where rounds are committed.
         events: where the supervisor reads what happens.
+        tuner: gives each round a configuration of its own; None where it is off.
 
     Attributes:
         state: the last committed checkpoint.
@@ -82,6 +83,7 @@ class HybridStrategy(Strategy):
         refine: RefineStep | None,
         commit: RoundCommit,
         events: EventLog,
+        tuner: Tuner | None = None,
     ) -> None:
         self.state = state
         self.stop_reason = ""
@@ -91,6 +93,7 @@ class HybridStrategy(Strategy):
         self._refine = refine
         self._commit = commit
         self._events = events
+        self._tuner = tuner
         self._errors = ClientErrors(events)
         self._first_round = state.round + 1
         self._link: tuple[Grid, Exchange, DeviceWatch] | None = None
@@ -133,6 +136,8 @@ class HybridStrategy(Strategy):
         self.state = replace(self.state, weights=from_array_record(layout, initial_arrays))
         result = Result(arrays=initial_arrays)
         while self.state.round < num_rounds:
+            if self._tuner is not None:
+                self._config, self._update = self._tuner.next_round(self.state)
             if takes_cohorts(grid, self._config):
                 training = self._train_cohort(grid, num_rounds, timeout)
             else:
@@ -144,7 +149,8 @@ class HybridStrategy(Strategy):
             aggregate = self._next.weights
             refined = self._refined(training)
             evaluation = self._evaluate(grid, num_rounds, timeout, evaluate_config)
-            training = replace(training, extra=grid_metrics(grid, self._next.round))
+            extra = {} if self._tuner is None else self._tuner.report
+            training = replace(training, extra=extra | grid_metrics(grid, self._next.round))
             self.state = self._commit.commit(self._next, training, aggregate, refined, evaluation)
             result.arrays = to_array_record(layout, self.state.weights)
             add_to(result, self.state, training)
@@ -177,12 +183,7 @@ class HybridStrategy(Strategy):
         """
         codec = self._config.aggregation.codec
         intake = RoundIntake(
-            self.state.layout,
-            self._broadcast,
-            codec,
-            server_round,
-            self._update.gate,
-            self._errors,
+            self.state.layout, self._broadcast, codec, server_round, self._update.gate, self._errors
         )
         self._intake = intake
         num_clients = 0 if self._link is None else self._link[2].num_connected
@@ -346,9 +347,6 @@ class HybridStrategy(Strategy):
     def _request(self, weights: Vector, num_rounds: int) -> WeightsRequest:
         """Return what is asked of the nodes in the round after the last committed one."""
         config = self._config
-        control = None
-        if config.train.client_term == "scaffold":
-            control = self._update.memory_of(self.state.memory).get(CONTROL)
         return WeightsRequest(
             run_name=self.state.run_name,
             round=self.state.round + 1,
@@ -357,7 +355,7 @@ class HybridStrategy(Strategy):
             weights=weights,
             hyper=config.train,
             codec=config.aggregation.codec,
-            control=control,
+            control=self._update.control_in(self.state.memory),
             keep_parent=self._broadcast.is_lossy,
         )
 
