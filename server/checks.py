@@ -15,6 +15,7 @@ from server.settings import ServerConfig
 from server.trainer.objectives import OBJECTIVES
 from server.tuner.pruners import PRUNERS
 from server.tuner.samplers import SAMPLERS
+from server.tuner.space import parse_space
 
 
 def load_checked_task(config: ServerConfig) -> Task:
@@ -56,8 +57,10 @@ def check_names(config: ServerConfig, prefix: str = "") -> None:
     if config.tuner.sampler:
         _one_of(f"{prefix}tuner.sampler", config.tuner.sampler, list(SAMPLERS))
         _one_of(f"{prefix}tuner.pruner", config.tuner.pruner, list(PRUNERS))
-        for name in config.tuner.space.get("aggregation.server_optimizer", ()):
-            _one_of(f"{prefix}tuner.space.aggregation.server_optimizer", name, list(OPTIMIZERS))
+        for parameter in parse_space(config.tuner.space, config):
+            if parameter.key == "aggregation.server_optimizer":
+                for name in parameter.choices:
+                    _one_of(f"{prefix}tuner.space.{parameter.key}", str(name), list(OPTIMIZERS))
     if config.metrics_address:
         split_address(config.metrics_address, f"{prefix}metrics_address")
     if config.refine.trainer and config.refine.token_file is not None:

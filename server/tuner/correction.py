@@ -36,11 +36,11 @@ def correction(space: Space, values: Values, outcomes: Sequence[Outcome], round:
     """
     if len(outcomes) < 2:
         return 0.0
-    ages = [2.0 ** (-(round - each.round) / HALF_LIFE_ROUNDS) for each in outcomes]
+    ages = [math.pow(2.0, (each.round - round) / HALF_LIFE_ROUNDS) for each in outcomes]
     usual = sum(a * o.surprise for a, o in zip(ages, outcomes, strict=True)) / sum(ages)
     weights = [
         age * math.exp(-0.5 * (distance(space, values, each.values) / REACH) ** 2)
         for age, each in zip(ages, outcomes, strict=True)
     ]
-    found = sum(w * (o.surprise - usual) for w, o in zip(weights, outcomes, strict=True))
+    found: float = sum(w * (o.surprise - usual) for w, o in zip(weights, outcomes, strict=True))
     return found / (sum(weights) + PRIOR)

@@ -72,5 +72,7 @@ def _labels(targets: npt.NDArray[np.generic]) -> Index | None:
         return None
     if np.issubdtype(targets.dtype, np.floating):
         cuts = np.quantile(targets.astype(np.float64), np.linspace(0, 1, NUM_BINS + 1)[1:-1])
-        return np.searchsorted(cuts, targets.astype(np.float64)).astype(np.int64)
-    return np.unique(targets, return_inverse=True)[1].astype(np.int64)
+        found: Index = np.searchsorted(cuts, targets.astype(np.float64)).astype(np.int64)
+    else:
+        found = np.unique(targets, return_inverse=True)[1].astype(np.int64)
+    return found

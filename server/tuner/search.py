@@ -17,6 +17,7 @@ from server.tuner.space import Values
 LOSS_FLOOR = 1e-6
 """A mean loss below this counts as this, so that its logarithm is finite."""
 DIVERGED_GAIN = -10.0
+"""Of a candidate whose weights or losses are not finite; no other's is below it."""
 
 
 @dataclass
@@ -115,7 +116,8 @@ def _score(
     if candidate.losses is None:
         candidate.gain = DIVERGED_GAIN
     else:
-        candidate.gain = before - log_mean(candidate.losses) + candidate.correction
+        gain = before - log_mean(candidate.losses) + candidate.correction
+        candidate.gain = max(gain, DIVERGED_GAIN)
 
 
 def _rank(candidate: Candidate, among: Sequence[Candidate]) -> float:
