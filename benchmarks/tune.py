@@ -88,8 +88,8 @@ def plan_grid(seed: int, *, quick: bool, num_rounds: int) -> list[TuneRun]:
     axes = (RATES[3:5], EPOCHS[:1], BATCHES[:1]) if quick else (RATES, EPOCHS, BATCHES)
     cohort = QUICK_COHORT if quick else COHORT
     return [
-        TuneRun(seed, *point, num_rounds=num_rounds, cohort=cohort)
-        for point in itertools.product(*axes)
+        TuneRun(seed, rate, epochs, batch, num_rounds=num_rounds, cohort=cohort)
+        for rate, epochs, batch in itertools.product(*axes)
     ]
 
 

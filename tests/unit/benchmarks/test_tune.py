@@ -1,6 +1,7 @@
 """What the tune benchmark runs and how it counts."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_the_starts_are_ten_times_off_and_within_the_space(tmp_path: Path) -> No
 
 
 def test_random_search_picks_by_the_gate_set_what_its_budget_pays_for() -> None:
-    grid = [
+    grid: list[dict[str, Any]] = [
         {"accuracy": 0.9, "loss_gate": 0.2, "passes": 10},
         {"accuracy": 0.5, "loss_gate": 1.0, "passes": 10},
         {"accuracy": 0.1, "loss_gate": None, "passes": 10},

@@ -68,6 +68,7 @@ def test_virtual_rounds_are_fedavg_from_the_current_weights(tmp_path: Path, rate
     config = configure({"learning_rate": rate}, aggregation={"learning_rate": 0.7})
     # Another candidate beside it must not matter.
     _, found = weights_after(federation(tmp_path), [configure({"learning_rate": 0.1}), config])
+    assert found is not None
     np.testing.assert_allclose(found, fedavg(config), rtol=1e-4, atol=1e-5)
 
 

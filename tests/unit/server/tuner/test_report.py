@@ -9,7 +9,7 @@ from fedge.config import build
 from server.cli import app
 from server.settings import ServerConfig
 from server.tuner.search import Candidate
-from server.tuner.space import parse_space
+from server.tuner.space import Values, parse_space
 from server.tuner.study import StudyLog
 
 pytest.importorskip("matplotlib")
@@ -25,7 +25,7 @@ def test_the_command_draws_both_studies(tmp_path: Path, capsys: pytest.CaptureFi
     config = build(ServerConfig, {})
     space = parse_space({"train.learning_rate": [0.1, 1.0]}, config)
     study = StudyLog(tmp_path, "run", space)
-    points = [{"train.learning_rate": rate} for rate in (0.1, 1.0)]
+    points: list[Values] = [{"train.learning_rate": rate} for rate in (0.1, 1.0)]
     for round, point in enumerate(points):
         number = study.open_round(point, {"round": round})
         study.close_round(number, 0.1 * round)

@@ -13,6 +13,7 @@ from server.checks import check_names
 from server.settings import ServerConfig
 from server.tuner.space import (
     Parameter,
+    Values,
     apply_values,
     distance,
     parse_space,
@@ -138,8 +139,8 @@ def test_distance_is_a_share_of_the_way_and_the_same_both_ways(left: float, righ
         Parameter("train.learning_rate", low=0.01, high=1.0, log=True),
         Parameter("aggregation.codec", choices=("raw", "int8")),
     )
-    a = {"train.learning_rate": left, "aggregation.codec": "raw"}
-    b = {"train.learning_rate": right, "aggregation.codec": "raw"}
+    a: Values = {"train.learning_rate": left, "aggregation.codec": "raw"}
+    b: Values = {"train.learning_rate": right, "aggregation.codec": "raw"}
     assert distance(space, a, a) == 0
     assert distance(space, a, b) == pytest.approx(distance(space, b, a))
     assert 0 <= distance(space, a, {**b, "aggregation.codec": "int8"}) <= 1
