@@ -20,7 +20,7 @@ def main() -> int:
         type=Path,
         metavar="FILE",
         help="keep finished runs there, and go on from it (codec-accuracy, poison, refine, "
-        "simulate-niid, simulate-real)",
+        "simulate-niid, simulate-real, tune)",
     )
     parser.add_argument(
         "--only",

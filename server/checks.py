@@ -14,6 +14,9 @@ from server.convert import MISSING_CONVERTER, find_converter
 from server.settings import ServerConfig
 from server.trainer.objectives import OBJECTIVES
 from server.trainer.optimizers import OPTIMIZERS as OPTIMIZERS_OF_REFINEMENT
+from server.tuner.pruners import PRUNERS
+from server.tuner.samplers import SAMPLERS
+from server.tuner.space import parse_space
 
 
 def load_checked_task(config: ServerConfig) -> Task:
@@ -53,6 +56,13 @@ def check_names(config: ServerConfig, prefix: str = "") -> None:
     _one_of(f"{prefix}aggregation.server_optimizer", method.server_optimizer, list(OPTIMIZERS))
     _one_of(f"{prefix}refine.objective", config.refine.objective, list(OBJECTIVES))
     _one_of(f"{prefix}refine.optimizer", config.refine.optimizer, list(OPTIMIZERS_OF_REFINEMENT))
+    if config.tuner.sampler:
+        _one_of(f"{prefix}tuner.sampler", config.tuner.sampler, list(SAMPLERS))
+        _one_of(f"{prefix}tuner.pruner", config.tuner.pruner, list(PRUNERS))
+        for parameter in parse_space(config.tuner.space, config):
+            if parameter.key == "aggregation.server_optimizer":
+                for name in parameter.choices:
+                    _one_of(f"{prefix}tuner.space.{parameter.key}", str(name), list(OPTIMIZERS))
     if config.metrics_address:
         split_address(config.metrics_address, f"{prefix}metrics_address")
     if config.refine.trainer and config.refine.token_file is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,8 +28,9 @@ ExitWhenDoneOption = Annotated[
 ]
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def serve(
+    context: typer.Context,
     config: ConfigOption = None,
     overrides: SetOption = None,
     check: CheckOption = False,
@@ -38,6 +40,8 @@ def serve(
 
     Started again with the same configuration it resumes where it was. Status 1: the run failed.
     """
+    if context.invoked_subcommand is not None:
+        return
     # Every child of ours calls exec at once; gRPC's fork handlers would only complain.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     setup_logging("fedge-server")
@@ -54,6 +58,16 @@ def serve(
         return
     torch.set_num_threads(1)  # exports are small, and rounds need the processors
     raise typer.Exit(Supervisor(settings, stop=stop, exit_when_done=exit_when_done).run())
+
+
+@app.command("tune-report")
+def tune_report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
+    """Draw what the tuner of a run tried and learnt, into RUN_DIR/tuner-report."""
+    setup_logging("fedge-server")
+    from server.tuner.report import write_plots
+
+    for path in write_plots(run_dir):
+        typer.echo(path)
 
 
 def main() -> None:

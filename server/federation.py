@@ -32,6 +32,7 @@ from server.refinement_modes import MODES
 from server.round_commit import RoundCommit, TrainingReport
 from server.settings import ServerConfig
 from server.strategy import HybridStrategy
+from server.tuner.tuner import Tuner
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,9 @@ def _run(
         num_rounds=config.rounds.num_rounds,
         resumed=found is not None,
     )
+    tuner = None
+    if config.tuner.sampler:
+        tuner = Tuner(config, task, data, trainer.layout, draws, state.seed)
     reference = make_reference(config, task)
     strategy = HybridStrategy(
         config,
@@ -140,6 +144,7 @@ def _run(
         refine=refine,
         commit=commit,
         events=events,
+        tuner=tuner,
     )
     try:
         strategy.start(
@@ -148,6 +153,8 @@ def _run(
     finally:
         if reference is not None:
             reference.close()
+    if tuner is not None:
+        tuner.tell(strategy.state)
     return RunSummary(
         run_name=config.run_name,
         layout=trainer.layout,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aggregation.codecs import make_codec
 from fedge.config import limited
 from fedge.errors import ConfigError
 from fedge.settings import Hyperparameters, TaskConfig, TlsConfig, is_loopback, split_address
+from server.tuner.space import parse_space
 
 PRIVATE_MEAN = "private-mean"
 
@@ -185,6 +187,44 @@ class RefineConfig:
 
 
 @dataclass(frozen=True)
+class TunerConfig:
+    """Choice of each round's hyperparameters; see docs/tuning.md.
+
+    Attributes:
+        sampler: ``tpe``, ``random`` or ``grid``; empty switches the tuner off.
+        pruner: ``halving`` drops half of the candidates after each virtual round; ``none``.
+        space: what is tuned, by dotted key: a list of choices, or ``{low, high, log, points}``.
+        candidates: compared in one search, the values in use among them.
+        virtual_rounds: rounds of each virtual federation on the proxy data; 0 leaves them out,
+            and real rounds alone teach the tuner.
+        clients: pseudo-clients that the proxy data are split into.
+        alpha: of the Dirichlet that deals each label to them; 0 splits evenly at random.
+        holdout: share of the proxy data that candidates are scored on and never trained on.
+        every_rounds: search before every so many rounds.
+        patience: searches in a row that change nothing, after which none is made until the gate
+            set's loss rises; 0 never stops.
+        budget: examples that virtual federations may pass through the model in a run, after
+            which no search begins; 0 sets no bound.
+        noise_multiplier: of DP-SGD on pseudo-clients, to resemble devices that train so.
+        seed: joins the run's seed.
+    """
+
+    sampler: str = ""
+    pruner: str = "halving"
+    space: dict[str, Any] = field(default_factory=dict)
+    candidates: int = limited(8, ge=1)
+    virtual_rounds: int = limited(3, ge=0)
+    clients: int = limited(6, ge=1)
+    alpha: float = limited(1.0, ge=0)
+    holdout: float = limited(0.25, gt=0, lt=1)
+    every_rounds: int = limited(1, ge=1)
+    patience: int = limited(4, ge=0)
+    budget: int = limited(0, ge=0)
+    noise_multiplier: float = limited(0.0, ge=0)
+    seed: int = limited(0, ge=0)
+
+
+@dataclass(frozen=True)
 class SuperLinkConfig:
     """Flower's own server process, always on loopback.
 
@@ -241,6 +281,7 @@ class ServerConfig:
     central_privacy: CentralPrivacyConfig = field(default_factory=CentralPrivacyConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
+    tuner: TunerConfig = field(default_factory=TunerConfig)
     superlink: SuperLinkConfig = field(default_factory=SuperLinkConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
 
@@ -250,6 +291,33 @@ class ServerConfig:
         _check_optimizer(self)
         _check_personal(self)
         _check_central_privacy(self)
+        _check_tuner(self)
+
+
+def _check_tuner(config: ServerConfig) -> None:
+    """Refuse a search space that cannot be searched, and methods that a change would confuse."""
+    parse_space(config.tuner.space, config)
+    if not config.tuner.sampler:
+        return
+    if not config.tuner.space:
+        raise ConfigError("names no key to tune", key="tuner.space")
+    if config.aggregation.max_staleness > 0:
+        raise ConfigError(
+            "must be 0 with tuner.sampler: a late update was trained as an earlier round asked",
+            key="aggregation.max_staleness",
+        )
+    if config.aggregation.aggregator == "fltrust":
+        raise ConfigError(
+            "fltrust does not go with tuner.sampler: the norm of its reference would undo a "
+            "change of the clients' learning rate",
+            key="aggregation.aggregator",
+        )
+    if config.train.personal_layers and config.tuner.virtual_rounds:
+        raise ConfigError(
+            "must be 0 with train.personal_layers: the global model's personal layers are "
+            "untrained, so virtual clients would say nothing of real ones",
+            key="tuner.virtual_rounds",
+        )
 
 
 def _check_scaffold(config: ServerConfig) -> None:

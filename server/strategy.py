@@ -48,6 +48,7 @@ from server.round_messages import RoundMessages
 from server.selection import Cohort, DeviceWatch, choose_cohort
 from server.settings import ServerConfig
 from server.strategy_result import add_to, describe
+from server.tuner.tuner import Tuner
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class HybridStrategy(Strategy):
         refine: refinement of the aggregate; None where it is off.
         commit: where rounds are committed.
         events: where the supervisor reads what happens.
+        tuner: gives each round a configuration of its own; None where it is off.
 
     Attributes:
         state: the last committed checkpoint.
@@ -82,6 +84,7 @@ class HybridStrategy(Strategy):
         refine: RefineStep | None,
         commit: RoundCommit,
         events: EventLog,
+        tuner: Tuner | None = None,
     ) -> None:
         self.state = state
         self.stop_reason = ""
@@ -91,6 +94,7 @@ class HybridStrategy(Strategy):
         self._refine = refine
         self._commit = commit
         self._events = events
+        self._tuner = tuner
         self._errors = ClientErrors(events)
         self._first_round = state.round + 1
         self._link: tuple[Grid, Exchange, DeviceWatch] | None = None
@@ -138,6 +142,8 @@ class HybridStrategy(Strategy):
             return self._evaluate(grid, request, timeout, evaluate_config)
 
         while self.state.round < num_rounds:
+            if self._tuner is not None:
+                self._config, self._update = self._tuner.next_round(self.state)
             if takes_cohorts(grid, self._config):
                 training = self._train_cohort(grid, num_rounds, timeout)
             else:
@@ -149,7 +155,8 @@ class HybridStrategy(Strategy):
             aggregate = self._next.weights
             refined, evaluation = self._refined(training, ask)
             self._next = replace(self._next, weights=refined.weights)
-            training = replace(training, extra=grid_metrics(grid, self._next.round))
+            extra = {} if self._tuner is None else self._tuner.report
+            training = replace(training, extra=extra | grid_metrics(grid, self._next.round))
             self.state = self._commit.commit(self._next, training, aggregate, refined, evaluation)
             result.arrays = to_array_record(layout, self.state.weights)
             add_to(result, self.state, training)
@@ -182,12 +189,7 @@ class HybridStrategy(Strategy):
         """
         codec = self._config.aggregation.codec
         intake = RoundIntake(
-            self.state.layout,
-            self._broadcast,
-            codec,
-            server_round,
-            self._update.gate,
-            self._errors,
+            self.state.layout, self._broadcast, codec, server_round, self._update.gate, self._errors
         )
         self._intake = intake
         num_clients = 0 if self._link is None else self._link[2].num_connected

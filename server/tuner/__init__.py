@@ -1,0 +1,1 @@
+"""The next round's hyperparameters: searched on virtual federations, corrected by real rounds."""

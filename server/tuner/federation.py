@@ -1,0 +1,165 @@
+"""Virtual federations: what a candidate's rounds would come to, tried on the cloud's proxy data.
+
+All candidates begin at the current global weights and see the same pseudo-clients with the same
+draws, so that they differ in their hyperparameters alone. Nothing here has seen a device's data
+but the global weights themselves, and neither the gate nor the test set is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aggregation.codecs import make_codec
+from aggregation.contracts import ClientUpdate, Memory
+from aggregation.norms import norm_of
+from fedge.errors import AggregationError, TaskError, UpdateRejected
+from fedge.params import Layout, Vector
+from fedge.privacy.noise import Draws
+from fedge.privacy.planning import DpPlan, plan_round
+from fedge.rng import stream, stream_seed
+from fedge.settings import Hyperparameters, PrivacyConfig
+from fedge.task import CloudData, Examples, Task
+from fedge.training.cohort import CohortTrainer
+from fedge.training.cohort_contracts import CohortMember, CohortSettings
+from fedge.training.evaluate import Values as Losses
+from fedge.training.local import LocalResult, LocalTrainer
+from server.checkpoint import Checkpoint
+from server.model_update import ModelUpdate
+from server.settings import CentralPrivacyConfig, ServerConfig, TunerConfig
+from server.tuner.pseudo_clients import deal, split_proxy
+
+AGGREGATOR = "weighted-mean"
+"""Pseudo-clients are honest and few: robust rules and central noise would only hide them."""
+
+
+@dataclass(eq=False)
+class Trial:
+    """One candidate's virtual federation.
+
+    Attributes:
+        config: of the server with the candidate's values.
+        state: where its virtual rounds have led; None once it diverged.
+        memories: error feedback of each pseudo-client's codec.
+    """
+
+    config: ServerConfig
+    state: Checkpoint | None
+    update: ModelUpdate
+    memories: dict[int, Memory]
+
+
+class VirtualFederation:
+    """Pseudo-clients of one search.
+
+    Args:
+        task: what is learnt.
+        config: of the tuner.
+        run_dir: keeps what was measured of the backends that train cohorts.
+        data: the cloud's; only the proxy set is used.
+        seed: of the run.
+
+    Attributes:
+        passes: examples that went through the model since it was made, trained on or scored.
+    """
+
+    def __init__(
+        self, task: Task, config: TunerConfig, run_dir: Path, data: CloudData, seed: int
+    ) -> None:
+        self.passes = 0
+        self._config = config
+        self._seed = stream_seed(seed, "tuner", client=config.seed)
+        self._fit, self._held = split_proxy(data.proxy, config.holdout, self._seed)
+        self._trainer = CohortTrainer(task, CohortSettings(cache=run_dir / "tuner"))
+        self._scorer = LocalTrainer(task)
+        self._layout: Layout = self._scorer.layout
+        self._clients: list[Examples] = []
+        self._round = 0
+        self._trained: dict[tuple[str, str], list[Vector]] = {}
+
+    def open(self, state: Checkpoint, configs: Sequence[ServerConfig]) -> list[Trial]:
+        """Deal the pseudo-clients of the round after a state, and begin each candidate there."""
+        self._round = state.round + 1
+        rng = stream(self._seed, "clients", round=self._round)
+        self._clients = deal(self._fit, self._config.clients, self._config.alpha, rng)
+        return [self._begin(config, state) for config in configs]
+
+    def advance(self, trials: Sequence[Trial], number: int) -> None:
+        """Take each candidate through one virtual round; one that diverges is out."""
+        # Candidates that differ in what the server does alone train from the same weights.
+        self._trained = {}
+        for trial in trials:
+            if trial.state is not None:
+                try:
+                    trial.state = self._advance(trial, trial.state, number)
+                except (TaskError, AggregationError, UpdateRejected):
+                    trial.state = None
+
+    def losses(self, weights: Vector) -> Losses:
+        """Return the loss of each held-out proxy example, ``[N]``."""
+        self.passes += len(self._held)
+        return self._scorer.losses(weights, self._held)
+
+    def _begin(self, config: ServerConfig, state: Checkpoint) -> Trial:
+        train = config.train
+        if train.client_term == "scaffold":  # its controls are the real clients'
+            train = replace(train, client_term="none")
+        virtual = replace(
+            config,
+            train=train,
+            aggregation=replace(config.aggregation, aggregator=AGGREGATOR),
+            central_privacy=CentralPrivacyConfig(),
+        )
+        return Trial(virtual, state, ModelUpdate(virtual, self._layout), {})
+
+    def _advance(self, trial: Trial, state: Checkpoint, number: int) -> Checkpoint:
+        deltas = self._deltas(trial, state, number)
+        with trial.update.open_aggregate(state.round, {}, len(deltas)) as aggregate:
+            for client, delta in enumerate(deltas):
+                sent = self._sent(trial, client, delta, number)
+                weight = float(len(self._clients[client]))
+                aggregate.add(ClientUpdate(client, sent, weight, norm_of(sent)))
+            return trial.update.apply(state, aggregate)
+
+    def _deltas(self, trial: Trial, state: Checkpoint, number: int) -> list[Vector]:
+        """Return what the pseudo-clients learn from a state.
+
+        Raises:
+            TaskError: training diverged on one of them.
+        """
+        key = (trial.config.train.digest, state.digest)
+        if key not in self._trained:
+            hyper = trial.config.train
+            members = [
+                CohortMember(examples, self._draws(number, client), self._plan(hyper, examples))
+                for client, examples in enumerate(self._clients)
+            ]
+            self.passes += hyper.local_epochs * len(self._fit)
+            outcomes = self._trainer.train(state.weights, members, hyper)
+            for outcome in outcomes:
+                if not isinstance(outcome, LocalResult):
+                    raise outcome
+            self._trained[key] = [each.delta for each in outcomes if isinstance(each, LocalResult)]
+        return self._trained[key]
+
+    def _plan(self, hyper: Hyperparameters, examples: Examples) -> DpPlan | None:
+        noise = self._config.noise_multiplier
+        if noise == 0:
+            return None
+        return plan_round(PrivacyConfig(), hyper, len(examples), noise_multiplier=noise)
+
+    def _sent(self, trial: Trial, client: int, delta: Vector, number: int) -> Vector:
+        """Return an update as the server would decode it."""
+        name = trial.config.aggregation.codec
+        if name == "raw":
+            return delta
+        codec = make_codec(name)
+        memory = trial.memories.get(client, codec.init(self._layout))
+        rng = stream(self._seed, f"codec-{number}", round=self._round, client=client)
+        encoded, trial.memories[client] = codec.encode(delta, memory, rng)
+        return codec.decode(encoded.payload, self._layout)
+
+    def _draws(self, number: int, client: int) -> Draws:
+        purpose = f"draws-{number}"
+        return Draws.seeded(stream_seed(self._seed, purpose, round=self._round, client=client))

@@ -1,0 +1,266 @@
+"""Chooses each round's hyperparameters, and learns from what the round brought."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedge.errors import ConfigError
+from fedge.params import Layout
+from fedge.privacy.noise import Draws
+from fedge.rng import stream
+from fedge.task import CloudData, Task
+from server.checkpoint import Checkpoint
+from server.model_update import ModelUpdate
+from server.settings import ServerConfig
+from server.tuner.correction import Outcome, correction
+from server.tuner.federation import VirtualFederation
+from server.tuner.pruners import PRUNERS
+from server.tuner.samplers import SAMPLERS
+from server.tuner.search import LOSS_FLOOR, Candidate, best_of, search
+from server.tuner.space import PRIVATE_COST, Values, apply_values, parse_space, values_in
+from server.tuner.study import StudyLog
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+log = logging.getLogger(__name__)
+
+METRIC = "loss_gate"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a round trains with, as ``metrics.jsonl`` has it under ``tuner``.
+
+    Attributes:
+        why: in a few words.
+        searched: whether candidates were compared for this round.
+        kept: whether the values are those of the round before.
+        promised: gain in the virtual federation; None without one.
+        loss_before: of the gate set at the round's parent.
+        passes: examples that virtual federations passed through the model for this choice.
+        private: whether devices ever said an ε, so that what a round costs them is left as it is.
+    """
+
+    values: Values
+    why: str
+    searched: bool = False
+    kept: bool = True
+    promised: float | None = None
+    loss_before: float | None = None
+    passes: int = 0
+    num_candidates: int = 0
+    private: bool = False
+
+
+class Tuner:
+    """Gives each round its configuration.
+
+    Whatever round is asked for, what the committed one brought is told first, so that a server that
+    was killed at any instant goes on with the same knowledge; a round that had a choice already
+    keeps it, so that devices asked again answer with what they have stored.
+
+    Args:
+        config: of the server; its own values are those of the first round.
+        task: what is learnt.
+        data: the cloud's; the proxy set is tried on.
+        layout: of the model.
+        draws: where central noise comes from, as `ModelUpdate` takes it.
+        seed: of the run.
+
+    Raises:
+        ConfigError: the section cannot be used; names the key.
+        CheckpointError: the study cannot be opened.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        task: Task,
+        data: CloudData,
+        layout: Layout,
+        draws: Callable[[int], Draws] | None,
+        seed: int,
+    ) -> None:
+        wanted = config.tuner
+        self._config = config
+        self._layout = layout
+        self._draws = draws
+        self._seed = seed
+        self._space = parse_space(wanted.space, config)
+        self._sampler = SAMPLERS[wanted.sampler]()
+        self._pruner = PRUNERS[wanted.pruner]
+        self._federation = None
+        if wanted.virtual_rounds > 0:
+            self._federation = VirtualFederation(task, wanted, config.run_dir, data, seed)
+        self._study = StudyLog(config.run_dir, config.run_name, self._space)
+        self.report: dict[str, Any] = {}
+
+    def next_round(self, state: Checkpoint) -> tuple[ServerConfig, ModelUpdate]:
+        """Return the configuration of the round after a state, and how its updates are applied.
+
+        Raises:
+            CheckpointError: the choice cannot be written down.
+        """
+        self.tell(state)
+        choice, candidates = self._choice_for(state)
+        attributes = {**asdict(choice), "round": state.round + 1, "parent": state.digest}
+        # First of all: a search that is cut off is made again and ends the same way.
+        number = self._study.open_round(attributes.pop("values"), attributes)
+        self._study.add_search(state.round + 1, candidates)
+        self.report = {"tuner": {**asdict(choice), "trial": number}}
+        log.info("round %d: %s (%s)", state.round + 1, choice.values, choice.why)
+        config = apply_values(self._config, choice.values)
+        return config, ModelUpdate(config, self._layout, self._draws)
+
+    def tell(self, state: Checkpoint) -> None:
+        """Close every open round: the committed one with what it brought, others without."""
+        for trial in self._study.rounds():
+            if not trial.state.is_finished():
+                self._study.close_round(trial.number, _gain(trial, state))
+
+    def _choice_for(self, state: Checkpoint) -> tuple[Choice, list[Candidate]]:
+        """Return the choice, and the candidates of the search behind it."""
+        trials = self._study.rounds()
+        for trial in reversed(trials):
+            attributes = trial.user_attrs
+            if attributes["round"] == state.round + 1 and attributes["parent"] == state.digest:
+                known = {name: attributes[name] for name in attributes if name in _RECORDED}
+                return Choice(dict(trial.params), **known), []
+        past = [trial for trial in _latest(trials) if trial.user_attrs["round"] <= state.round]
+        values = dict(past[-1].params) if past else values_in(self._config, self._space)
+        current = Choice(
+            values,
+            "",
+            loss_before=state.metrics.get(METRIC),
+            private=bool(state.epsilon) or any(trial.user_attrs["private"] for trial in past),
+        )
+        reason = self._reason_against(state, past)
+        if reason:
+            return replace(current, why=reason), []
+        if self._federation is None:
+            return self._by_real_rounds(state, current, past), []
+        return self._by_search(self._federation, state, current, past)
+
+    def _reason_against(self, state: Checkpoint, past: list[FrozenTrial]) -> str:
+        """Say why no search is due; empty if one is."""
+        wanted = self._config.tuner
+        if state.round % wanted.every_rounds:
+            return f"searched every {wanted.every_rounds} rounds"
+        spent = sum(trial.user_attrs["passes"] for trial in past)
+        if wanted.budget and spent >= wanted.budget:
+            return "the budget is spent"
+        searched = [trial for trial in past if trial.user_attrs["searched"]]
+        last = searched[-wanted.patience :] if wanted.patience else []
+        if len(last) == wanted.patience > 0 and all(t.user_attrs["kept"] for t in last):
+            # One that failed says nothing; what made the model worse asks for another search.
+            worse = past[-1].value is not None and past[-1].value < 0
+            if not worse:
+                return f"{wanted.patience} searches changed nothing"
+        return ""
+
+    def _by_search(
+        self,
+        federation: VirtualFederation,
+        state: Checkpoint,
+        current: Choice,
+        past: list[FrozenTrial],
+    ) -> tuple[Choice, list[Candidate]]:
+        """Compare candidates in virtual federations."""
+        round, count = state.round + 1, self._config.tuner.candidates - 1
+        points = self._proposed(state, current, self._study.candidates(), count)
+        points = [current.values, *(point for point in points if point != current.values)]
+        outcomes = [
+            Outcome(t.user_attrs["round"], dict(t.params), t.value - t.user_attrs["promised"])
+            for t in past
+            if t.value is not None and t.user_attrs["promised"] is not None
+        ]
+        candidates = [
+            Candidate(point, at > 0, correction(self._space, point, outcomes, round))
+            for at, point in enumerate(points)
+        ]
+        began = federation.passes
+        search(
+            federation,
+            state,
+            candidates,
+            [apply_values(self._config, point) for point in points],
+            num_rounds=self._config.tuner.virtual_rounds,
+            pruner=self._pruner,
+        )
+        best = best_of(candidates, candidates[0])
+        kept = best is candidates[0]
+        why = "no candidate was clearly better" if kept else "best of the virtual federations"
+        choice = replace(
+            current,
+            values=best.values,
+            why=why,
+            searched=True,
+            kept=kept,
+            promised=best.gain - best.correction,
+            passes=federation.passes - began,
+            num_candidates=len(candidates),
+        )
+        return choice, candidates
+
+    def _by_real_rounds(
+        self, state: Checkpoint, current: Choice, past: list[FrozenTrial]
+    ) -> Choice:
+        """Try one point more in the round itself; the first round takes the configured one."""
+        told = [trial for trial in past if trial.value is not None]
+        if not told:
+            return replace(current, why="the configured values", searched=True, kept=False)
+        best = max(told, key=lambda trial: trial.value or 0.0)
+        patience = self._config.tuner.patience
+        if patience and len(told) - 1 - told.index(best) >= patience:
+            return replace(current, values=dict(best.params), why="best of the real rounds")
+        points = self._proposed(state, current, told, 1)
+        values = points[0] if points else current.values
+        why = f"proposed by {self._config.tuner.sampler}"
+        return replace(current, values=values, why=why, searched=True, kept=False, num_candidates=1)
+
+    def _proposed(
+        self, state: Checkpoint, current: Choice, seen: list[FrozenTrial], count: int
+    ) -> list[Values]:
+        """Return points that can be used, at the privacy cost of the rounds so far."""
+        seed = self._config.tuner.seed
+        rng = stream(self._seed, "tuner-proposals", round=state.round + 1, client=seed)
+        points = self._sampler.propose(seen, self._space, count, rng) if count else []
+        if current.private:  # devices planned their noise for what the first round asked
+            fixed = {key: current.values[key] for key in PRIVATE_COST if key in current.values}
+            points = [{**point, **fixed} for point in points]
+        return [point for point in points if self._is_usable(point)]
+
+    def _is_usable(self, point: Values) -> bool:
+        try:
+            apply_values(self._config, point)
+        except ConfigError as error:
+            log.info("left out: %s", error)
+            return False
+        return True
+
+
+_RECORDED = frozenset(Choice.__dataclass_fields__) - {"values"}
+
+
+def _latest(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the last trial of each round, by round."""
+    latest = {trial.user_attrs["round"]: trial for trial in trials}
+    return [latest[round] for round in sorted(latest)]
+
+
+def _gain(trial: FrozenTrial, state: Checkpoint) -> float | None:
+    """Return by how much the logarithm of the gate set's loss fell in a trial's round."""
+    told = state.metrics.get("tuner") or {}
+    if told.get("trial") != trial.number or trial.user_attrs["round"] != state.round:
+        return None
+    before, after = trial.user_attrs["loss_before"], state.metrics.get(METRIC)
+    if before is None or after is None or not state.metrics.get("applied"):
+        return None
+    return float(np.log(max(before, LOSS_FLOOR)) - math.log(max(after, LOSS_FLOOR)))
