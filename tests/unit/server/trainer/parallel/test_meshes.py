@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.unit.server.trainer.parallel.training import (
     train_meshes,
 )
 
+ALL = "FEDGE_ALL_MESHES"
 TOLERANCE = 1e-5
 CONFIGS: list[dict[str, Any]] = [
     {},
@@ -71,9 +73,15 @@ def test_small_meshes_train_like_one_process(world_size: int, tmp_path: Path) ->
     check(world_size, meshes_of(world_size), tmp_path)
 
 
+@pytest.mark.slow
+def test_every_pair_of_dimensions_trains_like_one_process(tmp_path: Path) -> None:
+    check(4, [mesh for mesh in meshes_of(4) if set(mesh["degrees"].values()) == {1, 2}], tmp_path)
+
+
 @pytest.mark.parametrize("world_size", [4, 8])
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.skipif(not os.environ.get(ALL), reason=f"takes up to half an hour: set {ALL}=1")
 def test_larger_meshes_train_like_one_process(world_size: int, tmp_path: Path) -> None:
     check(world_size, meshes_of(world_size), tmp_path, deadline_s=1750)
 
