@@ -1,14 +1,33 @@
 """Writes that survive a kill or a power cut at any instant.
 
 A file is written beside its place, synced, renamed over it, and the folder is synced: a reader
-finds the old content or the new, never half of one.
+finds the old content or the new, never half of one. Within `unsynced` the disk is not waited for:
+a kill loses nothing, a power cut may lose or damage what was written last.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+
+_synced: ContextVar[bool] = ContextVar("synced", default=True)
+
+
+@contextmanager
+def unsynced() -> Iterator[None]:
+    """Leave it to the operating system when the disk gets what this thread writes meanwhile.
+
+    For what can be made again, such as a simulation.
+    """
+    token = _synced.set(False)
+    try:
+        yield
+    finally:
+        _synced.reset(token)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -32,7 +51,7 @@ def write_synced(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        _sync(file.fileno())
 
 
 def append_line(path: Path, line: str, *, fsync: bool = False) -> None:
@@ -52,7 +71,7 @@ def append_line(path: Path, line: str, *, fsync: bool = False) -> None:
         content = ("" if whole else "\n") + line + "\n"
         _write_all(descriptor, content.encode())
         if fsync:
-            os.fsync(descriptor)
+            _sync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -61,9 +80,14 @@ def sync_folder(folder: Path) -> None:
     """Wait until the disk has a folder's entries (names that were made, renamed or removed)."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    if _synced.get():
+        os.fsync(descriptor)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

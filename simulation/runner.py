@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.client_app import make_client_app
+from fedge.durable import unsynced
 from fedge.folder_lock import locked
 from fedge.privacy.noise import Draws
 from fedge.rng import stream_seed
@@ -86,7 +87,8 @@ def simulate(
 
         # One line a client and round would be millions.
         logging.getLogger("edge_client.participant").setLevel(logging.WARNING)
-        with _grid(config, task) as grid:
+        # What a power cut takes is done again from the last whole checkpoint.
+        with _grid(config, task) as grid, unsynced():
             run_federation(
                 grid, config.server, task=task, refiner=refiner, draws=draws, on_commit=on_round
             )

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fedge.durable import append_line, sync_folder, write_atomically
+from fedge.durable import append_line, sync_folder, unsynced, write_atomically
 
 
 def test_a_file_is_made_and_then_replaced_whole(tmp_path: Path) -> None:
@@ -48,3 +48,19 @@ def test_a_line_after_one_that_was_cut_short_stands_alone(tmp_path: Path) -> Non
 def test_a_folder_that_is_not_there_cannot_be_synced(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sync_folder(tmp_path / "missing")
+
+
+def test_the_disk_is_waited_for_but_where_it_need_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    path = tmp_path / "state"
+    with unsynced():
+        write_atomically(path, b"first")
+        append_line(path, "line", fsync=True)
+        assert (path.read_bytes(), synced) == (b"first\nline\n", [])
+    write_atomically(path, b"second")
+    assert len(synced) == 2  # the file and its folder
+    append_line(path, "line", fsync=True)
+    assert len(synced) == 3
