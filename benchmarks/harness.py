@@ -29,6 +29,7 @@ MODULES = {
     "simulate-niid": "benchmarks.simulate_niid",
     "simulate-real": "benchmarks.simulate_real",
     "simulate-scale": "benchmarks.simulate_scale",
+    "trainer": "benchmarks.trainer",
     "tune": "benchmarks.tune",
 }
 CANNOT_RUN = 3

@@ -7,6 +7,7 @@ round goes on.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
@@ -24,11 +25,12 @@ from fedge.weights import layout_of
 from protos.fedge.v1 import trainer_pb2 as pb
 from protos.fedge.v1.trainer_pb2_grpc import TrainerStub
 from server.settings import RefineConfig, ServerConfig
-from server.trainer.loop import refine
 from server.trainer.spec import Refinement, RefineSpec
 from server.trainer.wire import order_for, order_to_proto
 
 IN_PROCESS = "in-process"
+RETRY_S = 0.5
+MIN_DEADLINE_S = 0.01
 
 _REFUSALS = (
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -75,23 +77,17 @@ class InProcessRefiner:
     """Refines in this process, without a trainer: simulation and ``flwr run .``."""
 
     def __init__(self, task: Task, spec: RefineSpec) -> None:
-        self._task = task
+        # Meshes take a second to import, and a server that has a trainer needs none.
+        from server.trainer.alone import refining_alone
+
         self._spec = spec
-        self._layout = layout_of(task.build_model())
-        self._data = task.cloud_data()
+        self._refining = refining_alone(task)
 
     def refine(self, weights: Vector, *, round: int, deadline_s: float) -> Refinement:
         """Return refined weights."""
         spec = replace(self._spec, round=round, deadline_s=deadline_s)
         try:
-            return refine(
-                self._task,
-                self._layout,
-                weights,
-                spec,
-                proxy=self._data.proxy,
-                unlabelled=self._data.unlabelled,
-            )
+            return self._refining.run(weights, spec)
         except RefineError:
             raise
         except ConfigError as error:  # an objective or optimizer that there is not
@@ -123,36 +119,49 @@ class GrpcRefiner:
         self._run_name = run_name
         self._layout = layout
         self._spec = spec
+        self._restart_s = config.restart_s
+        self._who = f"the trainer at {self._address}"
+        self._closed = threading.Event()
         self._responses: Any = None
 
     def refine(self, weights: Vector, *, round: int, deadline_s: float) -> Refinement:
-        """Return refined weights whose digest was checked."""
-        spec = replace(self._spec, round=round, deadline_s=deadline_s)
-        who = f"the trainer at {self._address}"
+        """Return refined weights whose digest was checked.
+
+        A trainer that is lost in mid-refinement is asked again until it is back.
+        """
         started = time.monotonic()
-        try:
-            with client_channel(self._address, self._tls, self._token) as channel:
-                responses = self._responses = TrainerStub(channel).Refine(
-                    self._requests(weights, spec), timeout=deadline_s
-                )
-                summary = _read_summary(responses)
-                refined = self._read_weights(responses, summary)
-        except grpc.RpcError as error:
-            raise RefineError(_explain(error, who)) from error
-        except TransportError as error:
-            raise RefineError(f"{who} answered nonsense: {error}") from error
-        return Refinement(
-            refined,
-            summary.steps,
-            time.monotonic() - started,
-            summary.loss_first,
-            summary.loss_last,
-        )
+        patience = _Patience(self._restart_s, started + deadline_s)
+        while True:
+            left_s = started + deadline_s - time.monotonic()
+            spec = replace(self._spec, round=round, deadline_s=max(left_s, MIN_DEADLINE_S))
+            try:
+                refinement = self._ask(weights, spec, patience)
+                return replace(refinement, seconds=time.monotonic() - started)
+            except grpc.RpcError as error:
+                if not patience.lasts(error):
+                    raise RefineError(_explain(error, self._who)) from error
+                patience.tell(f"{_explain(error, self._who)}; asking again")
+            except TransportError as error:
+                raise RefineError(f"{self._who} answered nonsense: {error}") from error
+            if self._closed.wait(RETRY_S):
+                raise RefineError("the refinement was cancelled")
 
     def close(self) -> None:
         """Cancel the refinement that another thread may wait for, here and at the trainer."""
+        self._closed.set()
         if self._responses is not None:
             self._responses.cancel()
+
+    def _ask(self, weights: Vector, spec: RefineSpec, patience: _Patience) -> Refinement:
+        with client_channel(self._address, self._tls, self._token) as channel:
+            responses = self._responses = TrainerStub(channel).Refine(
+                self._requests(weights, spec), timeout=spec.deadline_s
+            )
+            summary = _read_summary(responses, patience)
+            refined = self._read_weights(responses, summary)
+        return Refinement(
+            refined, summary.steps, summary.seconds, summary.loss_first, summary.loss_last
+        )
 
     def _requests(self, weights: Vector, spec: RefineSpec) -> Iterator[pb.RefineRequest]:
         order = order_for(self._run_name, self._layout, weights, spec)
@@ -186,12 +195,50 @@ def _spec_from(config: ServerConfig) -> RefineSpec:
     return RefineSpec(**wanted, seed=config.seed)
 
 
-def _read_summary(responses: Iterable[pb.RefineResponse]) -> pb.RefineSummary:
+class _Patience:
+    """How long a trainer that had accepted the order, and was lost since, is waited for.
+
+    Args:
+        restart_s: seconds from when it was last heard of.
+        ends: time (monotonic) at which all waiting ends.
+    """
+
+    def __init__(self, restart_s: float, ends: float) -> None:
+        self._restart_s = restart_s
+        self._ends = ends
+        self._heard: float | None = None
+        self._told = False
+
+    def hear(self) -> None:
+        """Note that the trainer works on the order."""
+        self._heard = time.monotonic()
+        self._told = False
+
+    def tell(self, what: str) -> None:
+        """Log why it is waited for, once for each time that it is lost."""
+        if not self._told:
+            log.warning("%s", what)
+        self._told = True
+
+    def lasts(self, error: grpc.RpcError) -> bool:
+        """Tell whether it may come back from what was raised."""
+        call: Any = error
+        if self._heard is None or not isinstance(call, grpc.Call):
+            return False
+        now = time.monotonic()
+        waits = now < min(self._heard + self._restart_s, self._ends)
+        return waits and call.code() == grpc.StatusCode.UNAVAILABLE
+
+
+def _read_summary(responses: Iterable[pb.RefineResponse], patience: _Patience) -> pb.RefineSummary:
     for response in responses:
         if response.WhichOneof("part") != "progress":
             summary: pb.RefineSummary = _part(response, "summary")
             return summary
-        log.debug("refinement: step %d, loss %.4f", response.progress.step, response.progress.loss)
+        patience.hear()
+        if response.progress.step > 0:
+            told = response.progress
+            log.debug("refinement: step %d, loss %.4f", told.step, told.loss)
     raise TransportError("the answer ended before its summary")
 
 

@@ -129,8 +129,10 @@ class RefineConfig:
             ``temperature`` to ``distill``.
         every_rounds: refine after every so many rounds.
         momentum: of ``sgd``.
+        max_grad_norm: gradients of a larger norm are scaled down to this; 0 leaves them.
         budget_s: seconds after which a refinement ends well with the steps it has; 0 takes all.
         deadline_s: seconds after which a refinement has failed.
+        restart_s: seconds that a trainer lost in mid-refinement is waited for, within the deadline.
         held_out: fraction of the proxy data that is never trained on and chooses the blend.
         blends: shares of the refinement to choose from; 0, the aggregate itself, is always one.
         margin: the gate set's mean loss may rise by at most this much, with 95 % confidence.
@@ -146,10 +148,12 @@ class RefineConfig:
     learning_rate: float = limited(0.02, gt=0)
     momentum: float = limited(0.9, ge=0, lt=1)
     weight_decay: float = limited(0.0, ge=0)
+    max_grad_norm: float = limited(0.0, ge=0)
     batch_size: int = limited(16, ge=1)
     steps: int = limited(40, ge=1)
     budget_s: float = limited(0.0, ge=0)
     deadline_s: float = limited(30.0, gt=0)
+    restart_s: float = limited(20.0, ge=0)
     mu: float = limited(0.1, ge=0)
     distill_weight: float = limited(1.0, ge=0)
     temperature: float = limited(2.0, gt=0)

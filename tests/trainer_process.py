@@ -67,6 +67,10 @@ class TrainerProcess:
         """Kill the rank that torchrun started last."""
         os.kill(self.ranks[-1], signal.SIGKILL)
 
+    def kill_rank(self, rank: int) -> None:
+        """Kill one rank, of those that its torchrun started last."""
+        os.kill(next(each for each in self.ranks if _rank_of(each) == rank), signal.SIGKILL)
+
     def kill(self) -> None:
         """End it, and all that it started, at once."""
         if self.process.poll() is None:
@@ -80,6 +84,11 @@ class TrainerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+def _rank_of(process: int) -> int | None:
+    variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    return next((int(each[5:]) for each in variables if each.startswith(b"RANK=")), None)
 
 
 @contextmanager

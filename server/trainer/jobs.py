@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -14,12 +15,11 @@ import torch
 
 from fedge.errors import RefineError, TaskError, TransportError
 from fedge.params import Vector
-from fedge.task import Task
 from fedge.training.local import LocalTrainer
-from server.trainer.loop import Progress, ShouldStop, refine
+from server.trainer.loop import Control, Refining
 from server.trainer.proxy_split import split_proxy
-from server.trainer.ranks import Ranks, TorchRanks
-from server.trainer.spec import Refinement, RefineSpec
+from server.trainer.ranks import TorchRanks
+from server.trainer.spec import RanksLost, Refinement, RefineSpec
 
 HELD_OUT_FRACTION = 0.25
 
@@ -32,20 +32,22 @@ class Job:
 
     Attributes:
         share: ``all``, or ``search``: less the held-out split that candidates are scored on.
+        key: names it among checkpoints; empty keeps none.
     """
 
     spec: RefineSpec
     share: Literal["all", "search"] = "all"
+    key: str = ""
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""
-        return json.dumps({"spec": asdict(self.spec), "share": self.share})
+        return json.dumps(asdict(self))
 
     @staticmethod
     def from_json(text: str) -> Job:
         """Read what `to_json` wrote."""
         data = json.loads(text)
-        return Job(RefineSpec(**data["spec"]), data["share"])
+        return Job(RefineSpec(**data["spec"]), data["share"], data["key"])
 
 
 class JobRunner:
@@ -55,32 +57,39 @@ class JobRunner:
         num_done: refinements finished, searches left out.
 
     Raises:
-        TaskError: the task has no proxy data, or its model cannot be used.
+        TaskError: the task has no proxy data.
     """
 
-    def __init__(self, task: Task, ranks: Ranks) -> None:
-        self.task = task
-        self.ranks = ranks
+    def __init__(self, refining: Refining) -> None:
+        self.task = refining.task
+        self.ranks = refining.ranks
         self.num_done = 0
-        self._trainer = LocalTrainer(task)
+        self._refining = refining
+        self._trainer = LocalTrainer(refining.task)
         self.layout = self._trainer.layout
-        data = task.cloud_data()
-        self._proxy, self._unlabelled = data.proxy, data.unlabelled
+        self._proxy = refining.data.proxy
         if len(self._proxy) == 0:
-            raise TaskError(f"task {task.name} has no proxy data: there is nothing to refine on")
+            raise TaskError(
+                f"task {self.task.name} has no proxy data: there is nothing to refine on"
+            )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="refine")
+        self._ends: float | None = None  # monotonic; of the job that runs
+
+    @property
+    def overdue_s(self) -> float:
+        """Seconds that the running job's deadline is past: it hangs if that is long."""
+        ends = self._ends
+        return 0.0 if ends is None else max(0.0, time.monotonic() - ends)
 
     @property
     def num_examples(self) -> int:
         """Number of proxy examples."""
         return len(self._proxy)
 
-    def start(
-        self, job: Job, weights: Vector, progress: Progress, should_stop: ShouldStop
-    ) -> Future[Refinement]:
+    def start(self, job: Job, weights: Vector, control: Control) -> Future[Refinement]:
         """Queue a job on rank 0; its future fails with `RefineError`."""
         try:
-            return self._thread.submit(self._lead, job, weights, progress, should_stop)
+            return self._thread.submit(self._lead, job, weights, control)
         except RuntimeError as error:  # what an executor raises once it was shut down
             raise RefineError("the trainer is shutting down") from error
 
@@ -100,26 +109,28 @@ class JobRunner:
         weights = torch.empty(self.layout.size, dtype=torch.float32)
         while (text := self.ranks.receive(weights, stop)) is not None:
             try:
-                self._run(Job.from_json(text), weights.numpy(), lambda *_: None, stop.is_set)
+                control = Control(should_stop=stop.is_set)
+                self._run(Job.from_json(text), weights.numpy(), control)
             except RefineError as error:  # rank 0 fails at the same step and tells the caller
                 log.info("%s", error)
 
     def close(self) -> None:
         """Finish the running job, drop those that wait, and dismiss the other ranks."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        if not self.ranks.lost.is_set():
+            self._refining.checkpoints.close()
         self.ranks.close()
 
-    def _lead(
-        self, job: Job, weights: Vector, progress: Progress, should_stop: ShouldStop
-    ) -> Refinement:
-        if should_stop():
+    def _lead(self, job: Job, weights: Vector, control: Control) -> Refinement:
+        if control.should_stop():
             raise RefineError("the refinement was cancelled before its first step")
+        self._ends = time.monotonic() + job.spec.deadline_s
         try:
             self.ranks.announce(job.to_json(), weights)
-            refinement = self._run(job, weights, progress, should_stop)
+            refinement = self._run(job, weights, control)
         except TransportError as error:
             self.ranks.lost.set()
-            raise RefineError(str(error)) from error
+            raise RanksLost(str(error)) from error
         except RefineError:  # all ranks stopped at the same step
             raise
         except Exception as error:  # a task's own code may raise anything; callers get one kind
@@ -127,23 +138,13 @@ class JobRunner:
             if self.ranks.size > 1:  # who knows at which step the others are
                 self.ranks.lost.set()
             raise RefineError(f"the task failed: {type(error).__name__}: {error}") from error
+        finally:
+            self._ends = None
         self.num_done += job.share == "all"
         return refinement
 
-    def _run(
-        self, job: Job, weights: Vector, progress: Progress, should_stop: ShouldStop
-    ) -> Refinement:
+    def _run(self, job: Job, weights: Vector, control: Control) -> Refinement:
         spec = job.spec
         if job.share == "search":
             spec = replace(spec, held_out=HELD_OUT_FRACTION)
-        return refine(
-            self.task,
-            self.layout,
-            weights,
-            spec,
-            proxy=self._proxy,
-            unlabelled=self._unlabelled,
-            progress=progress,
-            should_stop=should_stop,
-            ranks=self.ranks,
-        )
+        return self._refining.run(weights, spec, control, key=job.key)

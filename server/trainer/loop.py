@@ -1,207 +1,253 @@
 """Refine weights on proxy data, by one process or several alike.
 
-Every rank draws the same global batches, computes its slice of each, and the ranks add up their
-gradients, the loss and the wish to stop in one collective a step: all of them take the same steps
-and fail at the same step.
+Every rank draws the same global batches and computes its part of each. Before a step the ranks
+add up the signs to stop that each sees, so that all take the same steps and fail at the same step.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedge.errors import RefineError
-from fedge.params import Layout, Vector
-from fedge.rng import stream, stream_seed
+from fedge.params import Vector
+from fedge.rng import stream_seed
 from fedge.task import Examples, Task
-from fedge.weights import layout_of, read_vector, write_vector
-from server.trainer.objectives import OBJECTIVES, Batch, Objective
+from fedge.weights import build_checked_model, layout_of, write_vector
+from server.trainer.batches import Rows, draw_batches, prefetched
+from server.trainer.checkpoints import Checkpoints, NoCheckpoints
+from server.trainer.objectives import OBJECTIVES, Material, Objective
 from server.trainer.optimizers import OPTIMIZERS
+from server.trainer.parallel.model import ParallelModel, Placed, Targets
 from server.trainer.proxy_split import split_proxy
-from server.trainer.ranks import Ranks, Solo
-from server.trainer.spec import Diverged, Refinement
-from server.trainer.spec import RefineSpec as RefineSpec
+from server.trainer.ranks import Ranks, Solo, collective_errors
+from server.trainer.spec import Diverged, Refinement, RefineSpec
+from server.trainer.stop_signs import Signs
 
 Progress = Callable[[int, int, float], None]
 """Called after each step with step, number of steps and the batch's mean loss."""
 
-ShouldStop = Callable[[], bool]
-
-
-def refine(
-    task: Task,
-    layout: Layout,
-    weights: Vector,
-    spec: RefineSpec,
-    *,
-    proxy: Examples,
-    unlabelled: npt.NDArray[Any] | None = None,
-    progress: Progress = lambda *_: None,
-    should_stop: ShouldStop = lambda: False,
-    ranks: Ranks | None = None,
-) -> Refinement:
-    """Return the weights after ``spec.steps`` steps on the proxy data, or after the budget.
-
-    The ranks are the processes that share each batch; None is this process alone.
-
-    Raises:
-        RefineError: the weights or data cannot be used, it was stopped or is past the deadline,
-            or the loss is no longer finite.
-        ConfigError: there is no such objective or optimizer.
-        TransportError: another rank was lost.
-    """
-    started = time.monotonic()
-    team = ranks or Solo()
-    losses: list[float] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_model_seed(spec, team.rank))
-        make_objective, make_optimizer = OBJECTIVES[spec.objective], OPTIMIZERS[spec.optimizer]
-        model = _load_model(task, layout, weights)
-        objective = make_objective(task, spec)
-        rows = _prepare(objective, model, spec, proxy, unlabelled)
-        step_of = _SharedStep(model, objective, rows, team)
-        optimizer = make_optimizer(step_of.parameters, spec)
-        for batch in islice(_draw_batches(len(rows), spec), spec.steps):
-            stop = _StopSigns.at(time.monotonic() - started, spec, len(losses), should_stop())
-            loss = step_of.compute(batch, stop)
-            _check_step(step_of.stop, loss, len(losses), spec)
-            if step_of.stop.spent:
-                break
-            optimizer.step()
-            losses.append(loss)
-            progress(len(losses), spec.steps, loss)
-    refined = read_vector(model, layout)
-    if not np.isfinite(refined).all():
-        raise Diverged(_diverged(spec, "weights are", len(losses)))
-    seconds = time.monotonic() - started
-    return Refinement(refined, len(losses), seconds, losses[0], losses[-1])
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _StopSigns:
-    """Why a step is the end: the caller left, the deadline passed, or the budget is spent."""
+class Control:
+    """What the caller of a refinement sees and does while it runs."""
 
-    cancelled: bool
-    late: bool
-    spent: bool
-
-    @staticmethod
-    def at(seconds: float, spec: RefineSpec, num_done: int, cancelled: bool) -> _StopSigns:
-        spent = num_done > 0 and 0 < spec.budget_s < seconds
-        return _StopSigns(cancelled, seconds > spec.deadline_s, spent)
-
-    def __bool__(self) -> bool:
-        return self.cancelled or self.late or self.spent
+    progress: Progress = lambda *_: None
+    should_stop: Callable[[], bool] = lambda: False
 
 
-class _SharedStep:
-    """Gradients of one global batch, all parameters in one buffer that the ranks add up.
+@dataclass(frozen=True)
+class ProxyData:
+    """What is refined on: labelled examples, and further inputs ``[N, ...]`` for distillation."""
 
-    The buffer ends with the batch's mean loss and the numbers of ranks that see each stop sign.
+    proxy: Examples
+    unlabelled: npt.NDArray[Any] | None = None
+
+
+@dataclass
+class Refining:
+    """Refines with one model, again and again; every rank makes one and calls it alike.
 
     Attributes:
-        parameters: those that are trained.
+        model: this rank's part of the task's model.
+        ranks: the processes that share the work.
+        checkpoints: of refinements that were cut short.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, rows: Batch, ranks: Ranks) -> None:
-        self.parameters = [each for each in model.parameters() if each.requires_grad]
-        self._model = model
+    task: Task
+    model: ParallelModel
+    data: ProxyData
+    ranks: Ranks = field(default_factory=Solo)
+    checkpoints: Checkpoints = field(default_factory=NoCheckpoints)
+
+    def run(
+        self, weights: Vector, spec: RefineSpec, control: Control = Control(), *, key: str = ""
+    ) -> Refinement:
+        """Return the weights after ``spec.steps`` steps on the proxy data, or after the budget.
+
+        Args:
+            key: names the refinement among checkpoints: it goes on from one with this key. Empty
+                keeps none.
+
+        Raises:
+            RefineError: the weights or data cannot be used, it was stopped or is past the
+                deadline, or the loss is no longer finite.
+            ConfigError: there is no such objective or optimizer.
+            TransportError: another rank was lost.
+        """
+        make_objective, make_optimizer = OBJECTIVES[spec.objective], OPTIMIZERS[spec.optimizer]
+        self._check_weights(weights)
+        objective = make_objective(self.task, spec)
+        rows = self._prepare(objective, weights, spec)
+        with collective_errors(), _own_random_numbers(self.model.device):
+            self.model.load(weights)
+            if objective.pull > 0:
+                self.model.set_anchor()
+            course = _Course(self, objective, rows, spec, control)
+            course.optimizer = make_optimizer(self.model.parameters(), spec)
+            course.resume(key)
+            course.train(key)
+            refined = self.model.read()
+        if not np.isfinite(refined).all():
+            raise Diverged(_diverged(spec, "weights are", course.num_done))
+        return course.result(refined)
+
+    def _check_weights(self, weights: Vector) -> None:
+        if len(weights) != self.model.layout.size:
+            raise RefineError(
+                f"{len(weights)} weights are not of task {self.task.name}: its model has "
+                f"{self.model.layout.size}"
+            )
+        if not np.isfinite(weights).all():
+            raise RefineError("the weights to refine are not finite")
+
+    def _prepare(self, objective: Objective, weights: Vector, spec: RefineSpec) -> Rows:
+        """Return the rows to train on; what is held out is not among them."""
+        if len(self.data.proxy) == 0:
+            raise RefineError("the task has no proxy data to refine on")
+        trained_on, _ = split_proxy(self.data.proxy, spec.seed, spec.held_out)
+
+        def aggregate() -> nn.Module:
+            model = build_checked_model(self.task)
+            write_vector(model, layout_of(model), weights)
+            return model
+
+        unlabelled = self.data.unlabelled
+        return objective.prepare(Material(trained_on, unlabelled, aggregate, self.model.device))
+
+
+class _Course:
+    """One refinement on its way: its steps, their losses, and what a checkpoint holds of it."""
+
+    optimizer: Any
+
+    def __init__(
+        self,
+        refining: Refining,
+        objective: Objective,
+        rows: Rows,
+        spec: RefineSpec,
+        control: Control,
+    ) -> None:
+        self._model = refining.model
+        self._ranks = refining.ranks
+        self._checkpoints = refining.checkpoints
         self._objective = objective
         self._rows = rows
-        self._ranks = ranks
-        self._anchors = [each.detach().clone() for each in self.parameters if objective.pull > 0]
-        self._buffer = torch.zeros(sum(each.numel() for each in self.parameters) + 4)
-        start = 0
-        for each in self.parameters:  # backward adds to a gradient that is already there in place
-            each.grad = self._buffer[start : start + each.numel()].view_as(each)
-            start += each.numel()
+        self._spec = spec
+        self._control = control
+        self._started = time.monotonic()
+        self.num_done = 0
+        self._losses = (np.nan, np.nan)  # of the first and of the last step
 
     @property
-    def stop(self) -> _StopSigns:
-        """The stop signs that any rank saw before this step."""
-        return _StopSigns(*(number > 0 for number in self._buffer[-3:].tolist()))
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
 
-    def compute(self, batch: npt.NDArray[Any], stop: _StopSigns) -> float:
-        """Fill the gradients and return the mean loss, of the whole batch on every rank."""
-        self._buffer.zero_()
-        share = np.array_split(batch, self._ranks.size)[self._ranks.rank]
-        if len(share) > 0 and not stop:
-            rows = self._rows.rows(torch.from_numpy(share))
-            losses = self._objective.losses(self._model(rows.inputs), rows)
-            loss = losses.sum() / len(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._buffer[-4] = loss.detach()
-        signs = (stop.cancelled, stop.late, stop.spent)
-        self._buffer[-3:] = torch.tensor(signs, dtype=self._buffer.dtype)
-        self._ranks.add_up(self._buffer)
-        self._pull_back()
-        return float(self._buffer[-4].item())
+    def train(self, key: str) -> None:
+        """Take the steps that are left."""
+        spec = self._spec
+        batches = islice(draw_batches(len(self._rows), spec), self.num_done, spec.steps)
+        with prefetched(batches, self._gather, self._model.device) as placed:
+            for _ in range(self.num_done, spec.steps):
+                signs = self._meet(key)
+                self._check(signs)
+                if signs.spent:
+                    break
+                if signs.keep:
+                    self._checkpoints.save(key, self.num_done, self._state())
+                self._step(next(placed))
 
-    @torch.no_grad()
-    def _pull_back(self) -> None:
-        """Add the gradient of the distance from the first weights, where there is a pull."""
-        for each, anchor in zip(self.parameters, self._anchors, strict=False):
-            assert each.grad is not None
-            each.grad.add_(each - anchor, alpha=self._objective.pull)
+    def resume(self, key: str) -> None:
+        """Go on where an equal refinement was cut short, if there is a checkpoint of it."""
+        state = self._state()
+        if not key or not self._checkpoints.restore(key, state):
+            return
+        num_done, first, last, seconds = state["course"].tolist()
+        self.num_done, self._losses = int(num_done), (first, last)
+        self._started -= seconds
+        log.info("going on after step %d of %d", self.num_done, self._spec.steps)
 
+    def result(self, refined: Vector) -> Refinement:
+        """Return the refinement with these weights."""
+        return Refinement(refined, self.num_done, self._seconds, *self._losses)
 
-def _load_model(task: Task, layout: Layout, weights: Vector) -> nn.Module:
-    model = task.build_model()
-    if layout_of(model).digest != layout.digest or len(weights) != layout.size:
-        raise RefineError(f"the weights are not of task {task.name}: its model has another layout")
-    if not np.isfinite(weights).all():
-        raise RefineError("the weights to refine are not finite")
-    write_vector(model, layout, weights)
-    return model.train()
+    def _state(self) -> dict[str, Any]:
+        course = torch.tensor([self.num_done, *self._losses, self._seconds], dtype=torch.float64)
+        return {
+            "model": self._model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "course": course,
+        }
 
-
-def _prepare(
-    objective: Objective,
-    model: nn.Module,
-    spec: RefineSpec,
-    proxy: Examples,
-    unlabelled: npt.NDArray[Any] | None,
-) -> Batch:
-    """Return the rows to train on; what is held out is not among them."""
-    if len(proxy) == 0:
-        raise RefineError("the task has no proxy data to refine on")
-    trained_on, _ = split_proxy(proxy, spec.seed, spec.held_out)
-    return objective.prepare(model, trained_on, unlabelled)
-
-
-def _draw_batches(num_examples: int, spec: RefineSpec) -> Iterator[npt.NDArray[Any]]:
-    """Yield positions of one batch after the other, endlessly; each pass is shuffled anew."""
-    rng = stream(spec.seed, "refine-batches", round=spec.round)
-    size = min(spec.batch_size, num_examples)
-    while True:
-        order = rng.permutation(num_examples)
-        for start in range(0, num_examples - size + 1, size):
-            yield order[start : start + size]
-
-
-def _model_seed(spec: RefineSpec, rank: int) -> int:
-    return stream_seed(spec.seed, "refine-dropout", round=spec.round, client=rank)
-
-
-def _check_step(stop: _StopSigns, loss: float, num_done: int, spec: RefineSpec) -> None:
-    """Refuse to go on; every rank sees the same numbers and so decides the same."""
-    if stop.cancelled:
-        raise RefineError(f"the refinement was cancelled after {num_done} of {spec.steps} steps")
-    if stop.late:
-        raise RefineError(
-            f"the refinement's deadline of {spec.deadline_s:g} s passed after {num_done} of "
-            f"{spec.steps} steps: raise refine.deadline_s or lower refine.steps"
+    def _meet(self, key: str) -> Signs:
+        """Return the signs that any rank sees before this step."""
+        spec, seconds = self._spec, self._seconds
+        signs = Signs(
+            cancelled=self._control.should_stop(),
+            late=seconds > spec.deadline_s,
+            spent=self.num_done > 0 and 0 < spec.budget_s < seconds,
+            keep=bool(key) and self.num_done > 0 and self._checkpoints.due(),
         )
-    if not np.isfinite(loss):
-        raise Diverged(_diverged(spec, f"loss ({loss}) is", num_done))
+        return signs.of_any(self._ranks)
+
+    def _check(self, signs: Signs) -> None:
+        spec = self._spec
+        if signs.cancelled:
+            raise RefineError(
+                f"the refinement was cancelled after {self.num_done} of {spec.steps} steps"
+            )
+        if signs.late:
+            raise RefineError(
+                f"the refinement's deadline of {spec.deadline_s:g} s passed after {self.num_done} "
+                f"of {spec.steps} steps: raise refine.deadline_s or lower refine.steps"
+            )
+
+    def _gather(self, positions: Tensor) -> Placed:
+        return self._model.place(self._rows.inputs, self._rows.aims.tensors(), positions)
+
+    def _step(self, batch: Placed) -> None:
+        spec, model = self._spec, self._model
+        _seed_step(spec, self.num_done)
+        loss = model.compute(batch, self._losses_of)
+        if not np.isfinite(loss):  # the same on every rank
+            raise Diverged(_diverged(spec, f"loss ({loss}) is", self.num_done))
+        if self._objective.pull > 0:
+            model.add_pull(self._objective.pull)
+        if spec.max_grad_norm > 0:
+            model.clip_gradients(spec.max_grad_norm)
+        self.optimizer.step()
+        self._losses = (loss if self.num_done == 0 else self._losses[0], loss)
+        self.num_done += 1
+        self._control.progress(self.num_done, spec.steps, loss)
+
+    def _losses_of(self, outputs: Tensor, targets: Targets) -> Tensor:
+        assert isinstance(targets, tuple)
+        return self._objective.losses(outputs, self._rows.aims.with_tensors(targets))
+
+
+def _own_random_numbers(device: torch.device) -> Any:
+    """Keep the caller's random numbers as they are."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _seed_step(spec: RefineSpec, step: int) -> None:
+    """Seed dropout by the step, so that a refinement that goes on draws what it would have drawn.
+
+    All ranks draw alike: those that share a layer must, and examples differ between the others.
+    """
+    torch.manual_seed(stream_seed(spec.seed, "refine-dropout", round=spec.round, client=step))
 
 
 def _diverged(spec: RefineSpec, what: str, num_done: int) -> str:

@@ -15,35 +15,27 @@ from torch.nn import functional
 from fedge.errors import RefineError
 from fedge.naming import Registry
 from fedge.task import Examples, Task
+from server.trainer.batches import Aims, Rows
 from server.trainer.spec import RefineSpec
 
 TEACHER_BATCH = 256
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Examples to train on, row by row.
+class Material:
+    """What there is to refine with.
 
     Attributes:
-        inputs, targets: ``[B, ...]``; the targets of unlabelled rows mean nothing.
-        teacher: a teacher's outputs for these rows, ``[B, ...]``; None where there is none.
-        labelled: which rows have targets, ``[B]``; None is all of them.
+        proxy: labelled examples; what is held out is not among them.
+        unlabelled: further inputs, ``[N, ...]``, or None.
+        aggregate: builds the whole model with the weights that refinement begins from.
+        device: where a teacher computes.
     """
 
-    inputs: Tensor
-    targets: Tensor
-    teacher: Tensor | None = None
-    labelled: Tensor | None = None
-
-    def __len__(self) -> int:
-        """Return B."""
-        return len(self.inputs)
-
-    def rows(self, index: Tensor) -> Batch:
-        """Return the rows at these positions."""
-        teacher = None if self.teacher is None else self.teacher[index]
-        labelled = None if self.labelled is None else self.labelled[index]
-        return Batch(self.inputs[index], self.targets[index], teacher, labelled)
+    proxy: Examples
+    unlabelled: npt.NDArray[Any] | None
+    aggregate: Callable[[], nn.Module]
+    device: torch.device
 
 
 class Objective(Protocol):
@@ -56,17 +48,15 @@ class Objective(Protocol):
 
     pull: float
 
-    def prepare(
-        self, model: nn.Module, proxy: Examples, unlabelled: npt.NDArray[Any] | None
-    ) -> Batch:
-        """Return all rows to draw batches from; called once, with the first weights.
+    def prepare(self, material: Material) -> Rows:
+        """Return all rows to draw batches from; called once, before the first step.
 
         Raises:
             RefineError: the objective does not suit the task.
         """
         ...
 
-    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def losses(self, outputs: Tensor, aims: Aims) -> Tensor:
         """Return the losses of a batch, ``[B]``."""
         ...
 
@@ -83,18 +73,13 @@ class FineTune:
     def __init__(self, task: Task, spec: RefineSpec) -> None:  # noqa: ARG002
         self._task = task
 
-    def prepare(
-        self,
-        model: nn.Module,  # noqa: ARG002
-        proxy: Examples,
-        unlabelled: npt.NDArray[Any] | None,  # noqa: ARG002
-    ) -> Batch:
+    def prepare(self, material: Material) -> Rows:
         """Return the proxy data."""
-        return Batch(_tensor(proxy.inputs), _tensor(proxy.targets))
+        return Rows(_tensor(material.proxy.inputs), Aims(_tensor(material.proxy.targets)))
 
-    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def losses(self, outputs: Tensor, aims: Aims) -> Tensor:
         """Return the task's losses of a batch, ``[B]``."""
-        return self._task.loss(outputs, batch.targets)
+        return self._task.loss(outputs, aims.targets)
 
 
 @OBJECTIVES.register("anchored")
@@ -130,10 +115,9 @@ class Distill:
         self._weight = spec.distill_weight
         self._temperature = spec.temperature
 
-    def prepare(
-        self, model: nn.Module, proxy: Examples, unlabelled: npt.NDArray[Any] | None
-    ) -> Batch:
+    def prepare(self, material: Material) -> Rows:
         """Return proxy and unlabelled data with the teacher's outputs."""
+        proxy, unlabelled = material.proxy, material.unlabelled
         inputs, targets = proxy.inputs, proxy.targets
         labelled = None
         if unlabelled is not None:
@@ -144,8 +128,8 @@ class Distill:
             )
             labelled = torch.arange(len(inputs)) < len(proxy)
         build_teacher = getattr(self._task, "build_teacher", None)
-        teacher = model if build_teacher is None else build_teacher()
-        outputs = _outputs_of(teacher, _tensor(inputs))
+        teacher = (material.aggregate if build_teacher is None else build_teacher)()
+        outputs = _outputs_of(teacher, _tensor(inputs), material.device)
         if outputs.dim() < 2 or outputs.shape[-1] < 2:
             raise RefineError(
                 f"distill compares classes, and task {self._task.name} has none in the last "
@@ -153,15 +137,15 @@ class Distill:
             )
         if not torch.isfinite(outputs).all():
             raise RefineError("the teacher's outputs are not finite")
-        return Batch(_tensor(inputs), _tensor(targets), outputs, labelled)
+        return Rows(_tensor(inputs), Aims(_tensor(targets), outputs, labelled))
 
-    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+    def losses(self, outputs: Tensor, aims: Aims) -> Tensor:
         """Return task loss plus weighted divergence, ``[B]``."""
-        own = self._task.loss(outputs, batch.targets)
-        if batch.labelled is not None:
-            own = torch.where(batch.labelled, own, torch.zeros_like(own))
-        assert batch.teacher is not None
-        return own + self._weight * self._divergence(outputs, batch.teacher)
+        own = self._task.loss(outputs, aims.targets)
+        if aims.labelled is not None:
+            own = torch.where(aims.labelled, own, torch.zeros_like(own))
+        assert aims.teacher is not None
+        return own + self._weight * self._divergence(outputs, aims.teacher)
 
     def _divergence(self, outputs: Tensor, teacher: Tensor) -> Tensor:
         """Return the Kullback-Leibler divergence from the teacher's classes, ``[B]``."""
@@ -178,12 +162,11 @@ class Distill:
 
 
 @torch.no_grad()
-def _outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    was_training = model.training
-    model.eval()
-    outputs = torch.cat([model(part) for part in torch.split(inputs, TEACHER_BATCH)])
-    model.train(was_training)
-    return outputs
+def _outputs_of(model: nn.Module, inputs: Tensor, device: torch.device) -> Tensor:
+    """Return the outputs in main memory, without dropout."""
+    model.to(device).eval()
+    parts = [model(part.to(device)).cpu() for part in torch.split(inputs, TEACHER_BATCH)]
+    return torch.cat(parts)
 
 
 def _tensor(array: npt.NDArray[Any]) -> Tensor:

@@ -11,6 +11,8 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import NoReturn, Protocol
 
@@ -27,6 +29,8 @@ POLL_S = 0.02
 HEARTBEAT_S = 1.0
 SILENCE_S = 30.0
 READY_S = 10.0
+# Gloo raises plain RuntimeErrors, which name the source file or the place of the failure.
+_OF_COLLECTIVES = ("/gloo/", "nccl", "connection closed by peer", "timed out waiting")
 _DISMISSED = "dismissed"
 _GO, _SKIP = "go", "skip"
 
@@ -199,7 +203,7 @@ class TorchRanks:
             self._store.delete_key(key)
 
 
-def join_ranks(collective_timeout_s: float) -> Solo | TorchRanks:
+def join_ranks(collective_timeout_s: float, backend: str = "gloo") -> Solo | TorchRanks:
     """Return the ranks that this process is one of, as ``torchrun`` tells in its environment.
 
     Raises:
@@ -213,7 +217,7 @@ def join_ranks(collective_timeout_s: float) -> Solo | TorchRanks:
         # torchrun keeps its store when it starts all anew: what is in it is of the dead.
         attempt = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(
-            "gloo",
+            backend,
             store=PrefixStore("gloo", attempt),
             rank=rank,
             world_size=size,
@@ -225,6 +229,22 @@ def join_ranks(collective_timeout_s: float) -> Solo | TorchRanks:
             f"cannot meet the trainer's other ranks: {error}; check torchrun's arguments and, "
             "where the hostname does not resolve, set GLOO_SOCKET_IFNAME"
         ) from error
+
+
+@contextmanager
+def collective_errors() -> Iterator[None]:
+    """Map what a lost rank makes the others raise in their collectives.
+
+    Raises:
+        TransportError: another rank was lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        if isinstance(error, dist.DistError) or any(word in text for word in _OF_COLLECTIVES):
+            _lost(error)
+        raise
 
 
 def _lost(error: RuntimeError) -> NoReturn:

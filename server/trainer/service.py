@@ -23,7 +23,8 @@ from protos.fedge.v1 import trainer_pb2 as pb
 from protos.fedge.v1.trainer_pb2_grpc import TrainerServicer
 from server.trainer.admission import Refused, check_order, receive_weights
 from server.trainer.jobs import Job, JobRunner
-from server.trainer.spec import Diverged, Refinement, RefineSpec
+from server.trainer.loop import Control
+from server.trainer.spec import Diverged, RanksLost, Refinement, RefineSpec
 from server.trainer.wire import Order, summary_of
 
 PROGRESS_INTERVAL_S = 0.25
@@ -54,7 +55,7 @@ class TrainerService(TrainerServicer):
                 refinement = kept[1]
             else:
                 call = _Call(context)
-                future = call.start(self._runner, Job(order.spec), weights)
+                future = call.start(self._runner, Job(order.spec, key=order.key_digest), weights)
                 yield from call.progress()
                 refinement = _outcome(future)
                 self._kept = (order.key, refinement)
@@ -131,7 +132,8 @@ class _Call:
 
     def start(self, runner: JobRunner, job: Job, weights: Vector) -> Future[Refinement]:
         """Queue the job; it stops at its next step once the caller has left."""
-        future = runner.start(job, weights, self._report, self._left.is_set)
+        self._report(0, job.spec.steps, 0.0)
+        future = runner.start(job, weights, Control(self._report, self._left.is_set))
         future.add_done_callback(lambda _: self._messages.put(None))
         return future
 
@@ -184,7 +186,14 @@ def _spec_of(order: Order, candidate: pb.Candidate) -> RefineSpec:
 
 
 def _abort(context: grpc.ServicerContext, error: Refused | RefineError) -> NoReturn:
-    code = error.code if isinstance(error, Refused) else grpc.StatusCode.ABORTED
     log.warning("refused or failed: %s", error)
-    context.abort(code, str(error))
+    context.abort(_code_of(error), str(error))
     raise AssertionError("abort raises")
+
+
+def _code_of(error: Refused | RefineError) -> grpc.StatusCode:
+    """Return what tells the caller whether to ask again: only lost ranks come back."""
+    if isinstance(error, Refused):
+        return error.code
+    lost = isinstance(error, RanksLost)
+    return grpc.StatusCode.UNAVAILABLE if lost else grpc.StatusCode.ABORTED

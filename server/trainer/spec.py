@@ -17,6 +17,8 @@ class RefineSpec:
         objective: name in `server.trainer.objectives.OBJECTIVES`.
         optimizer: name in `server.trainer.optimizers.OPTIMIZERS`.
         momentum: of ``sgd``.
+        max_grad_norm: gradients of a larger norm, over the whole model, are scaled down to this; 0
+            leaves them.
         batch_size: examples a step, over all ranks; more than there are takes all of them.
         budget_s: seconds after which a refinement ends well with the steps it has, at least one;
             0 takes all steps, and only then do equal specs give equal weights.
@@ -32,6 +34,7 @@ class RefineSpec:
     learning_rate: float = limited(0.02, gt=0)
     momentum: float = limited(0.9, ge=0, lt=1)
     weight_decay: float = limited(0.0, ge=0)
+    max_grad_norm: float = limited(0.0, ge=0)
     batch_size: int = limited(16, ge=1)
     steps: int = limited(10, ge=1)
     budget_s: float = limited(0.0, ge=0)
@@ -62,3 +65,7 @@ class Refinement:
 
 class Diverged(RefineError):
     """A refinement whose loss or weights are no longer finite."""
+
+
+class RanksLost(RefineError):
+    """A refinement whose processes were lost; they are started anew and can go on with it."""

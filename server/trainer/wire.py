@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, fields, replace
 
 from fedge.config import build
@@ -29,6 +30,11 @@ class Order:
     def key(self) -> Order:
         """The order without its deadline: orders with equal keys have equal results."""
         return replace(self, spec=replace(self.spec, deadline_s=1.0))
+
+    @property
+    def key_digest(self) -> str:
+        """A name for the order's key, as long on every machine and in every process."""
+        return hashlib.sha256(repr(self.key).encode()).hexdigest()[:32]
 
 
 def order_for(run_name: str, layout: Layout, weights: Vector, spec: RefineSpec) -> Order:

@@ -40,6 +40,7 @@ class RefineSpec(_message.Message):
     MU_FIELD_NUMBER: _builtins.int
     DISTILL_WEIGHT_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
+    MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     run_name: _builtins.str
     round: _builtins.int
@@ -67,6 +68,8 @@ class RefineSpec(_message.Message):
     distill_weight: _builtins.float
     """Of "distill"."""
     temperature: _builtins.float
+    max_grad_norm: _builtins.float
+    """Gradients of a larger norm are scaled down to this; 0 leaves them."""
     def __init__(
         self,
         *,
@@ -90,10 +93,11 @@ class RefineSpec(_message.Message):
         mu: _builtins.float = ...,
         distill_weight: _builtins.float = ...,
         temperature: _builtins.float = ...,
+        max_grad_norm: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "budget_s", b"budget_s", "deadline_s", b"deadline_s", "distill_weight", b"distill_weight", "held_out", b"held_out", "layout_digest", b"layout_digest", "learning_rate", b"learning_rate", "momentum", b"momentum", "mu", b"mu", "objective", b"objective", "optimizer", b"optimizer", "parent", b"parent", "protocol", b"protocol", "round", b"round", "run_name", b"run_name", "seed", b"seed", "size_bytes", b"size_bytes", "steps", b"steps", "temperature", b"temperature", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "budget_s", b"budget_s", "deadline_s", b"deadline_s", "distill_weight", b"distill_weight", "held_out", b"held_out", "layout_digest", b"layout_digest", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "momentum", b"momentum", "mu", b"mu", "objective", b"objective", "optimizer", b"optimizer", "parent", b"parent", "protocol", b"protocol", "round", b"round", "run_name", b"run_name", "seed", b"seed", "size_bytes", b"size_bytes", "steps", b"steps", "temperature", b"temperature", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -126,6 +130,8 @@ Global___RefineRequest: _TypeAlias = RefineRequest  # noqa: Y015
 
 @_typing.final
 class RefineProgress(_message.Message):
+    """Step 0 is told at once: the order is accepted."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     STEP_FIELD_NUMBER: _builtins.int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +19,25 @@ from server.trainer.parallel.mesh import Mesh
 from server.trainer.parallel.parallelize import parallelize
 from server.trainer.parallel.pieces import Piece, pieces_of
 from server.trainer.parallel.pipeline import Passes, PipelinedPasses, WholePasses
-from server.trainer.parallel.shares import num_micro_batches, share_of
+from server.trainer.parallel.shares import Share, num_micro_batches, share_of
 
 Targets = Tensor | tuple[Tensor, ...]
 LossesOf = Callable[[Tensor, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One process' part of a batch on its device.
+
+    Attributes:
+        inputs, targets: ``[M × m, ...]``.
+        weights: of its examples in the batch's mean, ``[M × m]``.
+    """
+
+    inputs: Tensor
+    targets: Targets
+    share: Share
+    weights: Tensor
 
 
 class ParallelModel:
@@ -57,36 +73,54 @@ class ParallelModel:
             else PipelinedPasses(self._stage, mesh, config.schedule)
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self._mesh.device
+
     def load(self, weights: Vector) -> None:
         """Take over a vector that every process has."""
         views = self.layout.views(weights)
         for piece in self._all_pieces:
             piece.write(torch.tensor(views[piece.name]))
 
-    def compute(self, inputs: Tensor, targets: Targets, losses_of: LossesOf) -> float:
-        """Leave the gradients of the batch's mean loss, and return that loss, on every process.
+    def place(self, inputs: Tensor, targets: Targets, positions: Tensor) -> Placed:
+        """Return this process' part of a batch, on its device.
 
         Args:
-            inputs: ``[B, ...]``, the whole batch, the same on every process.
-            targets: ``[B, ...]``, or a tuple of such; what a loss needs beside the outputs.
-            losses_of: returns one loss an example, ``[b]``, for outputs and targets ``[b, ...]``.
+            inputs: ``[N, ...]``, all rows; the same on every process.
+            targets: ``[N, ...]``, or a tuple of such; what a loss needs beside the outputs.
+            positions: the batch's rows, ``[B]``, the same on every process.
         """
         mesh = self._mesh
+        share = share_of(
+            len(positions), mesh.data_place, mesh.degrees.data, self._num_micro_batches
+        )
+        chosen = positions[share.positions]
+        return Placed(
+            _to(inputs[chosen], mesh.device),
+            _take(targets, chosen, mesh.device),
+            share,
+            share.weights.to(mesh.device),
+        )
+
+    def compute(self, batch: Placed, losses_of: LossesOf) -> float:
+        """Leave the gradients of a batch's mean loss, and return that loss, on every process.
+
+        Args:
+            losses_of: returns one loss an example, ``[b]``, for outputs and targets ``[b, ...]``.
+        """
         for piece in self._pieces:
             piece.tensor.grad = None
-        share = share_of(len(inputs), mesh.data_place, mesh.degrees.data, self._num_micro_batches)
-        weights = share.weights.to(mesh.device)
-        mine = _take(targets, share.positions, mesh.device)
 
         def loss_at(outputs: Tensor, places: Tensor) -> Tensor:
-            losses = losses_of(outputs.float(), _take(mine, places, mesh.device))
-            return (losses * weights[places]).sum()
+            losses = losses_of(outputs.float(), _take(batch.targets, places, places.device))
+            return (losses * batch.weights[places]).sum()
 
-        chosen = inputs[share.positions].to(mesh.device, non_blocking=True)
-        loss = self._passes.run(chosen, share, loss_at)
-        if mesh.degrees.shard == 1:
-            sum_over_copies(self._pieces, mesh)
-        return float(mesh.add_up(loss / mesh.degrees.tensor).item())
+        loss = self._passes.run(batch.inputs, batch.share, loss_at)
+        if self._mesh.degrees.shard == 1:
+            sum_over_copies(self._pieces, self._mesh)
+        return float(self._mesh.add_up(loss / self._mesh.degrees.tensor).item())
 
     def clip_gradients(self, max_norm: float) -> float:
         """Scale the gradients down to this norm over the whole mesh; returns what it was."""
@@ -145,5 +179,12 @@ def _without_doubles(pieces: list[Piece]) -> list[Piece]:
 
 def _take(targets: Targets, positions: Tensor, device: torch.device) -> Targets:
     if isinstance(targets, tuple):
-        return tuple(each[positions].to(device, non_blocking=True) for each in targets)
-    return targets[positions].to(device, non_blocking=True)
+        return tuple(_to(each[positions], device) for each in targets)
+    return _to(targets[positions], device)
+
+
+def _to(rows: Tensor, device: torch.device) -> Tensor:
+    """Return rows on a device; from pinned memory they travel while it computes."""
+    if rows.device == device or device.type == "cpu":
+        return rows.to(device)
+    return rows.pin_memory().to(device, non_blocking=True)

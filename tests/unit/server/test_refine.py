@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from fedge.settings import TlsConfig
 from fedge.training.local import LocalTrainer
 from protos.fedge.v1 import trainer_pb2 as pb
 from protos.fedge.v1.trainer_pb2_grpc import TrainerServicer, add_TrainerServicer_to_server
+from server import refine
 from server.refine import GrpcRefiner, InProcessRefiner, make_refiner
 from server.settings import RefineConfig, ServerConfig
 from server.trainer.spec import RefineSpec
@@ -175,7 +177,7 @@ def test_a_trainer_killed_in_the_middle_is_a_refine_error_and_started_anew_it_se
 ) -> None:
     with TrainerProcess(tmp_path / "first.log", "task.options.loss_s=0.02") as trainer:
         address = trainer.wait_ready()
-        endless = _refiner(address, replace(SPEC, steps=100_000))
+        endless = _refiner(address, replace(SPEC, steps=100_000), restart_s=0)
         with (
             at_first_progress(trainer.kill) as killed_at,
             pytest.raises(RefineError, match=f"the trainer at {address}"),
@@ -210,3 +212,52 @@ def test_over_tls_the_token_opens_the_trainer_and_nothing_else_does(tmp_path: Pa
         with pytest.raises(RefineError, match="agree on TLS"):
             _refiner(address, token_file=token).refine(WEIGHTS, round=1, deadline_s=60)
         assert "sesame" not in trainer.output
+
+
+@pytest.mark.slow
+def test_a_trainer_that_is_started_anew_in_time_is_asked_again(tmp_path: Path) -> None:
+    kept = f"checkpoint_dir={tmp_path / 'kept'}"
+    settings = ("task.options.loss_s=0.02", kept, "checkpoint_interval_s=0.1")
+    spec = replace(SPEC, steps=60)
+    with TrainerProcess(tmp_path / "first.log", *settings) as trainer:
+        address = trainer.wait_ready()
+        second: list[TrainerProcess] = []
+
+        def start_anew() -> None:
+            trainer.kill()
+            second.append(TrainerProcess(tmp_path / "second.log", *settings, f"address={address}"))
+
+        try:
+            with at_first_progress(start_anew):
+                refiner = _refiner(address, spec, restart_s=90)
+                refinement = refiner.refine(WEIGHTS, round=1, deadline_s=120)
+            assert "going on after step" in second[0].output
+        finally:
+            for each in second:
+                each.kill()
+    expected = InProcessRefiner(TASK, spec).refine(WEIGHTS, round=1, deadline_s=60)
+    np.testing.assert_array_equal(refinement.weights, expected.weights)
+    assert refinement.num_steps == 60
+
+
+def test_whoever_waits_for_a_lost_trainer_can_be_told_to_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Falls(TrainerServicer):
+        def Refine(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+            list(request_iterator)
+            yield pb.RefineResponse(progress=pb.RefineProgress(step=0, num_steps=5))
+            context.abort(grpc.StatusCode.UNAVAILABLE, "a rank was lost")
+
+    server = make_server(2)
+    add_TrainerServicer_to_server(Falls(), server)  # type: ignore[abstract]
+    port = add_address(server, "127.0.0.1:0", TlsConfig())
+    refiner = _refiner(f"127.0.0.1:{port}", restart_s=600)
+    monkeypatch.setattr(refine, "RETRY_S", 600)
+    monkeypatch.setattr(refine._Patience, "tell", lambda *_: refiner.close())
+    server.start()
+    try:
+        with pytest.raises(RefineError, match="the refinement was cancelled"):
+            refiner.refine(WEIGHTS, round=1, deadline_s=600)
+    finally:
+        server.stop(0).wait()

@@ -13,7 +13,7 @@ from fedge.params import Layout, Vector
 from fedge.task import Examples
 from fedge.training.local import LocalTrainer
 from server.settings import ServerConfig
-from server.trainer.loop import refine
+from server.trainer.alone import refining_alone
 from server.trainer.spec import Refinement, RefineSpec
 from simulation import cloud_only
 from simulation.cloud_only import train_cloud_only
@@ -66,7 +66,7 @@ def refine_by_hand(config: ServerConfig, rounds: list[int]) -> float:
     layout, weights = TRAINER.layout, TRAINER.initial_weights(config.seed)
     for number in rounds:
         spec = RefineSpec(steps=5, seed=config.seed, round=number)
-        refined = refine(TASK, layout, weights, spec, proxy=DATA.proxy).weights
+        refined = refining_alone(TASK).run(weights, spec).weights
         change = losses(layout, refined, DATA.gate) - losses(layout, weights, DATA.gate)
         error = change.std(ddof=1) / np.sqrt(len(change))
         if change.mean() + stats.t.ppf(0.95, len(change) - 1) * error <= config.refine.margin:

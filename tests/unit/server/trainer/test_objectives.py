@@ -12,8 +12,10 @@ from fedge.errors import RefineError
 from fedge.task import Examples
 from fedge.training.local import LocalTrainer
 from fedge.weights import write_vector
-from server.trainer.loop import _draw_batches, refine
-from server.trainer.objectives import OBJECTIVES, Batch
+from server.trainer.alone import refining_alone
+from server.trainer.batches import Aims, draw_batches
+from server.trainer.loop import Control, ProxyData
+from server.trainer.objectives import OBJECTIVES, Material
 from server.trainer.spec import Refinement, RefineSpec
 from tests.tiny_task import NUM_CLASSES, NUM_INPUTS, TinyTask
 
@@ -24,7 +26,7 @@ START = TRAINER.initial_weights(0)
 
 
 def _run(spec: RefineSpec, task: TinyTask = TASK, **options: Any) -> Refinement:
-    return refine(task, TRAINER.layout, START, spec, proxy=PROXY, **options)
+    return refining_alone(task, ProxyData(PROXY, **options)).run(START, spec)
 
 
 def test_anchored_equals_gradient_descent_on_the_loss_with_its_proximal_term() -> None:
@@ -32,7 +34,7 @@ def test_anchored_equals_gradient_descent_on_the_loss_with_its_proximal_term() -
     model = TASK.build_model()
     write_vector(model, TRAINER.layout, START)
     anchors = [each.detach().clone() for each in model.parameters()]
-    for batch, _ in zip(_draw_batches(len(PROXY), spec), range(spec.steps), strict=False):
+    for batch, _ in zip(draw_batches(len(PROXY), spec), range(spec.steps), strict=False):
         part = PROXY.subset(batch)
         loss = TASK.loss(model(torch.from_numpy(part.inputs)), torch.from_numpy(part.targets))
         pairs = zip(model.parameters(), anchors, strict=True)
@@ -110,13 +112,8 @@ def test_a_distilled_row_has_task_loss_and_divergence_and_an_unlabelled_one_dive
     p, q = log_softmax(theirs / 2), log_softmax(ours / 2)
     divergence = 4 * (np.exp(p) * (p - q)).sum(axis=1)
     own = np.where(labelled, -log_softmax(ours)[np.arange(4), targets], 0)
-    batch = Batch(
-        torch.zeros(4, NUM_INPUTS),
-        torch.from_numpy(targets),
-        torch.from_numpy(theirs),
-        torch.from_numpy(labelled),
-    )
-    found = objective.losses(torch.from_numpy(ours), batch)
+    aims = Aims(*(torch.from_numpy(each) for each in (targets, theirs, labelled)))
+    found = objective.losses(torch.from_numpy(ours), aims)
     np.testing.assert_allclose(found, own + 3 * divergence, rtol=1e-6)
 
 
@@ -124,12 +121,14 @@ def test_a_distilled_row_has_task_loss_and_divergence_and_an_unlabelled_one_dive
 def test_losses_of_part_of_a_batch_are_part_of_its_losses(name: str) -> None:
     objective = OBJECTIVES[name](TASK, RefineSpec())
     model = TASK.build_model()
-    rows = objective.prepare(model, PROXY, np.ones((5, NUM_INPUTS), np.float32))
-    some = rows.rows(torch.tensor([3, 0, len(rows) - 1]))
-    whole = objective.losses(model(rows.inputs), rows)
-    part = objective.losses(model(some.inputs), some)
+    unlabelled = np.ones((5, NUM_INPUTS), np.float32)
+    rows = objective.prepare(Material(PROXY, unlabelled, TASK.build_model, torch.device("cpu")))
+    some = [3, 0, len(rows) - 1]
+    whole = objective.losses(model(rows.inputs), rows.aims)
+    aims = rows.aims.with_tensors(tuple(each[some] for each in rows.aims.tensors()))
+    part = objective.losses(model(rows.inputs[some]), aims)
     assert whole.shape == (len(rows),)
-    torch.testing.assert_close(part, whole[[3, 0, -1]])
+    torch.testing.assert_close(part, whole[some])
 
 
 class Numeric(TinyTask):
@@ -160,7 +159,11 @@ class Broken(TinyTask):
 def test_a_teacher_that_cannot_teach_is_refused_before_any_step(task: TinyTask, text: str) -> None:
     told: list[object] = []
     with pytest.raises(RefineError, match=text):
-        _run(RefineSpec(objective="distill"), task, progress=lambda *step: told.append(step))
+        refining_alone(task).run(
+            START,
+            RefineSpec(objective="distill"),
+            Control(progress=lambda *step: told.append(step)),
+        )
     assert told == []
 
 
@@ -168,5 +171,5 @@ def test_inputs_that_must_not_be_written_to_are_copied() -> None:
     frozen = Examples(PROXY.inputs.copy(), PROXY.targets.copy())
     frozen.inputs.flags.writeable = False
     spec = RefineSpec(steps=3)
-    found = refine(TASK, TRAINER.layout, START, spec, proxy=frozen)
+    found = refining_alone(TASK, ProxyData(frozen)).run(START, spec)
     np.testing.assert_array_equal(found.weights, _run(spec).weights)

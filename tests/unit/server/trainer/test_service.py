@@ -16,10 +16,10 @@ from fedge.settings import TlsConfig
 from fedge.training.local import LocalTrainer
 from protos.fedge.v1 import trainer_pb2 as pb
 from protos.fedge.v1.trainer_pb2_grpc import TrainerStub, add_TrainerServicer_to_server
+from server.trainer.alone import refining_alone
 from server.trainer.jobs import HELD_OUT_FRACTION, Job, JobRunner
-from server.trainer.loop import refine
+from server.trainer.loop import ProxyData
 from server.trainer.proxy_split import split_proxy
-from server.trainer.ranks import Solo
 from server.trainer.service import TrainerService
 from server.trainer.spec import RefineSpec
 from server.trainer.wire import order_for, order_to_proto
@@ -40,7 +40,7 @@ def _serving(
     sent: str | None = None,
     max_model_bytes: int = 1 << 20,
 ) -> Iterator[tuple[TrainerStub, JobRunner]]:
-    runner = JobRunner(task, Solo())
+    runner = JobRunner(refining_alone(task))
     interceptors = [] if token is None else [bearer_token_interceptor(token)]
     server = make_server(4, interceptors=interceptors)
     add_TrainerServicer_to_server(TrainerService(runner, max_model_bytes), server)
@@ -74,7 +74,7 @@ def _refused(stub: TrainerStub, requests: Iterator[pb.RefineRequest]) -> tuple[s
 
 
 def test_refining_gives_progress_then_the_summary_then_the_weights_of_the_loop() -> None:
-    expected = refine(TASK, LAYOUT, WEIGHTS, SPEC, proxy=TASK.cloud_data().proxy)
+    expected = refining_alone(TASK).run(WEIGHTS, SPEC)
     with _serving() as (stub, _):
         responses = list(stub.Refine(_requests(), timeout=20))
     parts = [str(each.WhichOneof("part")) for each in responses]
@@ -243,7 +243,7 @@ def test_search_scores_candidates_on_proxy_data_that_they_did_not_train_on() -> 
         assert runner.num_done == 0
     train, held_out = split_proxy(TASK.cloud_data().proxy, SPEC.seed, HELD_OUT_FRACTION)
     spec = replace(SPEC, learning_rate=0.05, momentum=0.9, batch_size=8, steps=30)
-    refined = refine(TASK, LAYOUT, WEIGHTS, spec, proxy=train).weights
+    refined = refining_alone(TASK, ProxyData(train)).run(WEIGHTS, spec).weights
     assert scores == {7: pytest.approx(TRAINER.losses(refined, held_out).mean()), 8: math.inf}
     assert scores[7] < TRAINER.losses(WEIGHTS, held_out).mean()
 
@@ -267,5 +267,5 @@ def test_the_search_split_is_disjoint_complete_and_repeats() -> None:
 
 
 def test_a_job_survives_its_way_to_the_other_ranks() -> None:
-    job = Job(replace(SPEC, learning_rate=0.1 + 0.2), "search")
+    job = Job(replace(SPEC, learning_rate=0.1 + 0.2), "search", "name")
     assert Job.from_json(job.to_json()) == job

@@ -11,10 +11,11 @@ from fedge.errors import ConfigError
 from fedge.params import Vector
 from fedge.tasks.charlm import CharLm
 from fedge.weights import layout_of, read_vector, write_vector
+from server.trainer.optimizers import OPTIMIZERS
 from server.trainer.parallel.degrees import Degrees, MeshConfig
 from server.trainer.parallel.mesh import Mesh
-from server.trainer.parallel.model import ParallelModel
-from server.trainer.parallel.optimizers import OPTIMIZERS
+from server.trainer.parallel.model import ParallelModel, Placed, Targets
+from server.trainer.spec import RefineSpec
 
 TASK = CharLm(width=16, depth=2, heads=2, context=6, alphabet="abcdefgh")
 
@@ -28,6 +29,11 @@ def batch(num_examples: int = 7) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     codes = torch.randint(0, 8, (num_examples, 7), generator=generator)
     return codes[:, :-1], codes[:, 1:]
+
+
+def placed(model: ParallelModel, inputs: Tensor, targets: Targets) -> Placed:
+    """Place a batch of all rows, the last one first."""
+    return model.place(inputs, targets, torch.arange(len(inputs)).flip(0))
 
 
 def some_weights(seed: int = 0) -> Vector:
@@ -65,7 +71,7 @@ def test_gradients_are_those_of_the_mean_loss_each_time(config: dict[str, Any]) 
     model.load(weights)
     loss, grads = expected_gradients(weights)
     for _ in range(2):  # a second time adds to nothing
-        assert model.compute(*batch(), TASK.loss) == pytest.approx(loss, rel=1e-6)
+        assert model.compute(placed(model, *batch()), TASK.loss) == pytest.approx(loss, rel=1e-6)
         for name, grad in gradients(model).items():
             torch.testing.assert_close(grad, grads[name], rtol=1e-4, atol=1e-7)
 
@@ -81,7 +87,7 @@ def test_bfloat16_computes_roughly_and_keeps_float32_weights_and_gradients() -> 
     model, weights = parallel(precision="bfloat16"), some_weights()
     model.load(weights)
     loss, grads = expected_gradients(weights)
-    assert model.compute(*batch(), TASK.loss) == pytest.approx(loss, rel=1e-2)
+    assert model.compute(placed(model, *batch()), TASK.loss) == pytest.approx(loss, rel=1e-2)
     found = gradients(model)
     assert {grad.dtype for grad in found.values()} == {torch.float32}
     assert any((grad != grads[name]).any() for name, grad in found.items())
@@ -99,7 +105,7 @@ def test_a_loss_gets_all_that_it_needs_beside_the_outputs() -> None:
         seen.extend(extra[1].tolist())
         return TASK.loss(outputs, extra[0])
 
-    model.compute(inputs, (targets, torch.arange(7.0)), losses_of)
+    model.compute(placed(model, inputs, (targets, torch.arange(7.0))), losses_of)
     assert sorted(set(seen)) == [0, 1, 2, 3, 4, 5, 6]
 
 
@@ -107,7 +113,7 @@ def test_a_loss_gets_all_that_it_needs_beside_the_outputs() -> None:
 def test_clipping_bounds_the_norm_and_leaves_smaller_ones(factor: float) -> None:
     model, weights = parallel(), some_weights()
     model.load(weights)
-    model.compute(*batch(), TASK.loss)
+    model.compute(placed(model, *batch()), TASK.loss)
     _, grads = expected_gradients(weights)
     norm = float(sum(grad.square().sum() for grad in grads.values()) ** 0.5)
     assert model.clip_gradients(factor * norm) == pytest.approx(norm, rel=1e-5)
@@ -119,7 +125,7 @@ def test_the_pull_is_towards_the_anchor() -> None:
     model.load(anchor)
     model.set_anchor()
     model.load(weights)
-    model.compute(*batch(), TASK.loss)
+    model.compute(placed(model, *batch()), TASK.loss)
     before = {name: grad.clone() for name, grad in gradients(model).items()}
     model.add_pull(0.25)
     away = model.layout.views(weights - anchor)
@@ -134,15 +140,15 @@ def test_optimisers_step_like_those_of_torch(name: str) -> None:
     weights = some_weights()
     model.load(weights)
     write_vector(reference, layout_of(reference), weights)
-    ours = OPTIMIZERS[name](model.parameters(), 0.01)
+    ours = OPTIMIZERS[name](model.parameters(), RefineSpec(learning_rate=0.01, weight_decay=0.01))
     parameters = list(reference.parameters())
     theirs: torch.optim.Optimizer = (
-        torch.optim.SGD(parameters, 0.01, momentum=0.9)
+        torch.optim.SGD(parameters, 0.01, momentum=0.9, weight_decay=0.01)
         if name == "sgd"
-        else torch.optim.AdamW(parameters, 0.01)
+        else torch.optim.AdamW(parameters, 0.01, weight_decay=0.01)
     )
     for _ in range(3):
-        model.compute(*batch(), TASK.loss)
+        model.compute(placed(model, *batch()), TASK.loss)
         ours.step()
         theirs.zero_grad()
         loss = TASK.loss(reference(batch()[0]), batch()[1]).mean()

@@ -17,10 +17,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from fedge.params import Layout, Vector
 from fedge.tasks.charlm import CharLm
 from fedge.weights import layout_of, read_vector
+from server.trainer.optimizers import OPTIMIZERS, Optimizer
 from server.trainer.parallel.degrees import Degrees, MeshConfig
 from server.trainer.parallel.mesh import Mesh
 from server.trainer.parallel.model import ParallelModel
-from server.trainer.parallel.optimizers import OPTIMIZERS, MeshOptimizer
+from server.trainer.spec import RefineSpec
 
 TASK = CharLm(width=16, depth=8, heads=8, context=6, alphabet="abcdefghijk")
 NUM_STEPS = 5
@@ -69,7 +70,8 @@ class Team:
         torch.manual_seed(17)  # the weights come from elsewhere
         mesh = Mesh(degrees, torch.device("cpu"))
         self.model = ParallelModel(TASK.build_model(), mesh, config, TASK.split_plan())
-        self.optimizer: MeshOptimizer = OPTIMIZERS["adamw"](self.model.parameters(), RATE)
+        spec = RefineSpec(learning_rate=RATE, weight_decay=0.01)
+        self.optimizer: Optimizer = OPTIMIZERS["adamw"](self.model.parameters(), spec)
         self.losses: list[float] = []
         self.norms: list[float] = []
 
@@ -80,7 +82,8 @@ class Team:
             losses = TASK.loss(outputs, targets)
             return losses.detach() + 0 * losses if drop else losses
 
-        self.losses.append(self.model.compute(*batch, losses_of))
+        placed = self.model.place(*batch, torch.arange(NUM_EXAMPLES))
+        self.losses.append(self.model.compute(placed, losses_of))
         self.norms.append(self.model.clip_gradients(MAX_NORM))
         self.optimizer.step()
 

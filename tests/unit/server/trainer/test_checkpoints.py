@@ -1,0 +1,111 @@
+"""A refinement that was cut short goes on where it was, and ends as if it had not been."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedge.errors import RefineError
+from fedge.training.local import LocalTrainer
+from server.trainer.alone import refining_alone
+from server.trainer.checkpoints import COMPLETE, DcpCheckpoints
+from server.trainer.loop import Control, Refining
+from server.trainer.spec import Refinement, RefineSpec
+from tests.tiny_task import TinyTask
+
+TASK = TinyTask(dropout=0.3)
+START = LocalTrainer(TASK).initial_weights(0)
+SPEC = RefineSpec(learning_rate=0.1, steps=30, objective="anchored", optimizer="adamw")
+
+
+def _refining(folder: Path, interval_s: float = 1e-9) -> Refining:
+    refining = refining_alone(TASK)
+    refining.checkpoints = DcpCheckpoints(folder, interval_s)
+    return refining
+
+
+def _cut(folder: Path, key: str, *, at: int = 17, spec: RefineSpec = SPEC) -> None:
+    """Refine until a step, as far as checkpoints go."""
+    refining, calls = _refining(folder), iter(range(100))
+    with pytest.raises(RefineError, match=f"cancelled after {at} of"):
+        refining.run(START, spec, Control(should_stop=lambda: next(calls) == at), key=key)
+    refining.checkpoints.close()
+
+
+def _go_on(folder: Path, key: str, spec: RefineSpec = SPEC) -> tuple[int, Refinement]:
+    """Return the first step that is taken, and the refinement."""
+    steps: list[int] = []
+    control = Control(progress=lambda step, *_: steps.append(step))
+    refinement = _refining(folder, 1e9).run(START, spec, control, key=key)
+    return steps[0], refinement
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_going_on_ends_where_an_uncut_refinement_does(tmp_path: Path, optimizer: str) -> None:
+    spec = RefineSpec(learning_rate=0.1, steps=30, objective="anchored", optimizer=optimizer)
+    uncut = refining_alone(TASK).run(START, spec)
+    _cut(tmp_path, "order", spec=spec)
+    first, refinement = _go_on(tmp_path, "order", spec)
+    assert 1 < first <= 18
+    np.testing.assert_array_equal(refinement.weights, uncut.weights)
+    assert (refinement.num_steps, refinement.loss_first, refinement.loss_last) == (
+        uncut.num_steps,
+        uncut.loss_first,
+        uncut.loss_last,
+    )
+
+
+def test_another_refinement_begins_anew_and_takes_the_place(tmp_path: Path) -> None:
+    _cut(tmp_path, "order")
+    assert _go_on(tmp_path, "other")[0] == 1
+    assert _go_on(tmp_path, "order")[0] == 1
+
+
+def test_a_refinement_without_a_key_touches_nothing(tmp_path: Path) -> None:
+    _cut(tmp_path, "order")
+    assert _go_on(tmp_path, "")[0] == 1
+    assert _go_on(tmp_path, "order")[0] > 1
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path: Path) -> None:
+    _cut(tmp_path, "order")
+    kept = sorted((tmp_path / "order").glob("step-*"))
+    (kept[-1] / COMPLETE).unlink()
+    steps = [int(each.name.removeprefix("step-")) for each in kept]
+    assert len(steps) >= 2
+    assert _go_on(tmp_path, "order")[0] == steps[-2] + 1
+
+
+def test_a_damaged_checkpoint_is_named_and_the_next_try_does_without(tmp_path: Path) -> None:
+    _cut(tmp_path, "order")
+    newest = sorted((tmp_path / "order").glob("step-*"))[-1]
+    for each in newest.glob("*.distcp"):
+        each.write_bytes(each.read_bytes()[:50])
+    with pytest.raises(RefineError, match=f"checkpoint {newest} is damaged and was removed"):
+        _go_on(tmp_path, "order")
+    _, refinement = _go_on(tmp_path, "order")
+    np.testing.assert_array_equal(refinement.weights, refining_alone(TASK).run(START, SPEC).weights)
+
+
+def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
+    _cut(tmp_path, "order")
+    assert len(list((tmp_path / "order").iterdir())) <= 3  # two, and what is being written
+
+
+def test_nothing_is_kept_before_the_interval_is_over(tmp_path: Path) -> None:
+    _refining(tmp_path, 1e9).run(START, SPEC, key="order")
+    assert not (tmp_path / "order").exists()
+
+
+def test_a_disk_that_takes_nothing_costs_the_checkpoint_and_not_the_refinement(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    refining = _refining(blocked)
+    with caplog.at_level(logging.WARNING, "server.trainer.checkpoints"):
+        refinement = refining.run(START, SPEC, key="order")
+        refining.checkpoints.close()
+    np.testing.assert_array_equal(refinement.weights, refining_alone(TASK).run(START, SPEC).weights)
+    assert "a checkpoint could not be written" in caplog.text
