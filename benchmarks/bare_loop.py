@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 
 from fedge.params import Vector
 from fedge.task import Task
-from fedge.weights import layout_of, write_vector
+from fedge.weights import layout_of, read_vector, write_vector
 from server.trainer.batches import draw_batches
 from server.trainer.spec import RefineSpec
 
 
+@dataclass(frozen=True)
+class BareRun:
+    """What came of it.
+
+    Attributes:
+        seconds: of all steps but the first.
+    """
+
+    seconds: float
+    weights: Vector
+
+
 def run_bare_loop(
-    task: Task, weights: Vector, spec: RefineSpec, device: torch.device, *, bfloat16: bool = False
-) -> float:
-    """Return the seconds that all steps take; the first one is not counted."""
+    task: Task,
+    weights: Vector,
+    spec: RefineSpec,
+    device: torch.device,
+    *,
+    bfloat16: bool = False,
+    compiled: bool = False,
+) -> BareRun:
+    """Train as the trainer would, the same batches in the same order."""
     model = task.build_model()
     write_vector(model, layout_of(model), weights)
     model.to(device).train()
+    if compiled:
+        model.compile()
     optimizer = torch.optim.AdamW(
         model.parameters(), spec.learning_rate, weight_decay=spec.weight_decay, fused=True
     )
@@ -37,7 +58,8 @@ def run_bare_loop(
         loss = task.loss(outputs.float(), targets[chosen]).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return _now(device) - started
+    seconds = _now(device) - started
+    return BareRun(seconds, read_vector(model.to("cpu"), layout_of(model)))
 
 
 def _now(device: torch.device) -> float:

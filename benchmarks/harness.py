@@ -30,6 +30,7 @@ MODULES = {
     "simulate-real": "benchmarks.simulate_real",
     "simulate-scale": "benchmarks.simulate_scale",
     "trainer": "benchmarks.trainer",
+    "trainer-gpu": "benchmarks.trainer_gpu",
     "tune": "benchmarks.tune",
 }
 CANNOT_RUN = 3

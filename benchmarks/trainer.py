@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.bare_loop import run_bare_loop
 from benchmarks.harness import progress
+from benchmarks.step_clock import StepClock
 from benchmarks.tasks.random_text import RandomText
 from benchmarks.trainer_server import served
 from fedge.params import Vector
@@ -31,23 +32,6 @@ SPEC = RefineSpec(optimizer="adamw", learning_rate=1e-4, batch_size=16, steps=41
 NUM_TURNS = 7
 NUM_TRANSFERS = 5
 REFINEMENT_S = 10.0  # what the transfer is a share of
-
-
-@dataclass
-class _Clock:
-    """Times all steps but the first."""
-
-    first: float = 0.0
-    last: float = 0.0
-
-    def tick(self, step: int, *_: object) -> None:
-        now = time.perf_counter()
-        self.first = now if step == 1 else self.first
-        self.last = now
-
-    @property
-    def seconds(self) -> float:
-        return self.last - self.first
 
 
 def measure(*, quick: bool) -> dict[str, Any]:
@@ -77,10 +61,10 @@ def _against_bare_loop(spec: RefineSpec, num_turns: int) -> dict[str, Any]:
     weights, refining = LocalTrainer(SMALL).initial_weights(0), refining_alone(SMALL)
     ours, bare = [], []
     for turn in range(num_turns):
-        clock = _Clock()
+        clock = StepClock()
         refining.run(weights, spec, Control(progress=clock.tick))
         ours.append(clock.seconds)
-        bare.append(run_bare_loop(SMALL, weights, spec, torch.device("cpu")))
+        bare.append(run_bare_loop(SMALL, weights, spec, torch.device("cpu")).seconds)
         progress(f"turn {turn}: ours {ours[-1]:.2f} s, bare loop {bare[-1]:.2f} s")
     ratios = [theirs / mine for mine, theirs in zip(ours, bare, strict=True)]
     return {"ratio_to_limit": statistics.median(ratios), "ours_s": ours, "bare_s": bare}
