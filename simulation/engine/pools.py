@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
@@ -14,6 +13,7 @@ from fedge.messages import Evaluation, Refusal, WeightsRequest
 from fedge.task import Task
 from server.cohorts import CohortRequest
 from simulation.engine.contracts import SHARD_SIZE, Run, ShardResult, WorkerPool
+from simulation.engine.cores import num_cores
 from simulation.engine.processes import ProcessPool
 from simulation.engine.shard_runner import ShardRunner
 from simulation.settings import SimulateConfig
@@ -82,13 +82,6 @@ def _one_thread() -> Iterator[None]:
 def _useful_workers(config: SimulateConfig) -> int:
     cohort = min(config.server.rounds.cohort_size or config.num_clients, config.num_clients)
     return min(num_cores(), -(-cohort // SHARD_SIZE))
-
-
-def num_cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux knows of limits that others do not have
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _can_travel(task: Task) -> bool:

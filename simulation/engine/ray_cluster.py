@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import grpc
 
 from fedge.errors import ConfigError
+from simulation.engine.cores import num_cores
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +95,7 @@ def _import_ray() -> Any:
 def _connect(ray: Any, address: str) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
-        num_cpus = len(os.sched_getaffinity(0))
-        options |= {"num_cpus": num_cpus, "include_dashboard": False}
+        options |= {"num_cpus": num_cores(), "include_dashboard": False}
     elif address == _AUTO:
         address = os.environ.get("RAY_ADDRESS", _AUTO)
     if address not in (LOCAL, _AUTO):
