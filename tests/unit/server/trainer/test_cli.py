@@ -131,6 +131,26 @@ def test_a_lost_rank_is_a_refine_error_and_torchrun_starts_all_anew(tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_a_rank_that_hangs_costs_the_round_its_deadline_and_ends_the_others(
+    tmp_path: Path,
+) -> None:
+    settings = ("collective_timeout_s=3", "task.options.loss_s=0.02")
+    with TrainerProcess(tmp_path / "log", *settings, ranks=2) as trainer:
+        refiner = _refiner(trainer.wait_ready(), RefineSpec(steps=100_000), restart_s=0)
+        first, last = trainer.ranks
+        with (
+            at_first_progress(lambda: os.kill(last, signal.SIGSTOP)),
+            pytest.raises(RefineError, match="the trainer at"),
+        ):
+            refiner.refine(WEIGHTS, round=1, deadline_s=5)
+        deadline = time.monotonic() + 30
+        while _runs(first):
+            assert time.monotonic() < deadline, trainer.output
+            time.sleep(0.05)
+        assert "another rank of the trainer was lost" in trainer.output
+
+
+@pytest.mark.slow
 def test_ranks_whose_torchrun_was_killed_end_by_themselves(tmp_path: Path) -> None:
     with TrainerProcess(tmp_path / "log", ranks=2) as trainer:
         trainer.wait_ready()
