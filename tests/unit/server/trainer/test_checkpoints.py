@@ -1,7 +1,10 @@
 """A refinement that was cut short goes on where it was, and ends as if it had not been."""
 
 import logging
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,3 +112,18 @@ def test_a_disk_that_takes_nothing_costs_the_checkpoint_and_not_the_refinement(
         refining.checkpoints.close()
     np.testing.assert_array_equal(refinement.weights, refining_alone(TASK).run(START, SPEC).weights)
     assert "a checkpoint could not be written" in caplog.text
+
+
+def test_what_was_taken_before_the_cut_counts_for_the_budget_and_not_for_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        clock = SimpleNamespace(monotonic=count(0, 100).__next__)
+        patched.setattr("server.trainer.loop.time", clock)
+        _cut(tmp_path, "order", spec=replace(SPEC, deadline_s=1e9))
+    refining, spec = _refining(tmp_path, 1e9), replace(SPEC, deadline_s=300.0)
+    refinement = refining.run(START, spec, key="order")
+    assert refinement.num_steps == 30
+    assert refinement.seconds > 300
+    spent = refining.run(START, replace(spec, budget_s=200.0), key="order")
+    assert 0 < spent.num_steps < 30
