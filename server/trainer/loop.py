@@ -30,7 +30,7 @@ from server.trainer.optimizers import OPTIMIZERS
 from server.trainer.parallel.model import ParallelModel, Placed, Targets
 from server.trainer.proxy_split import split_proxy
 from server.trainer.ranks import Ranks, Solo, collective_errors
-from server.trainer.spec import Diverged, Refinement, RefineSpec
+from server.trainer.spec import Cancelled, Diverged, Refinement, RefineSpec
 from server.trainer.stop_signs import Signs
 
 Progress = Callable[[int, int, float], None]
@@ -212,7 +212,7 @@ class _Course:
     def _check(self, signs: Signs) -> None:
         spec = self._spec
         if signs.cancelled:
-            raise RefineError(
+            raise Cancelled(
                 f"the refinement was cancelled after {self.num_done} of {spec.steps} steps"
             )
         if signs.late:
