@@ -175,4 +175,5 @@ def _own_group() -> dist.ProcessGroup | None:
     """Return a group of all ranks: a thread's collectives must not mix with those of the steps."""
     if not dist.is_initialized():
         return None
-    return dist.new_group(backend="gloo", timeout=timedelta(seconds=WRITE_S))
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(seconds=WRITE_S))
+    return group
