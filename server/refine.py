@@ -157,6 +157,8 @@ class GrpcRefiner:
             responses = self._responses = TrainerStub(channel).Refine(
                 self._requests(weights, spec), timeout=spec.deadline_s
             )
+            if self._closed.is_set():  # before there was this call to cancel
+                self._responses.cancel()
             summary = _read_summary(responses, patience)
             refined = self._read_weights(responses, summary)
         return Refinement(
@@ -199,19 +201,21 @@ class _Patience:
     """How long a trainer that had accepted the order, and was lost since, is waited for.
 
     Args:
-        restart_s: seconds from when it was last heard of.
+        restart_s: seconds from when it was lost; a step before that may have taken longer.
         ends: time (monotonic) at which all waiting ends.
     """
 
     def __init__(self, restart_s: float, ends: float) -> None:
         self._restart_s = restart_s
         self._ends = ends
-        self._heard: float | None = None
+        self._accepted = False
+        self._lost: float | None = None
         self._told = False
 
     def hear(self) -> None:
         """Note that the trainer works on the order."""
-        self._heard = time.monotonic()
+        self._accepted = True
+        self._lost = None
         self._told = False
 
     def tell(self, what: str) -> None:
@@ -223,10 +227,11 @@ class _Patience:
     def lasts(self, error: grpc.RpcError) -> bool:
         """Tell whether it may come back from what was raised."""
         call: Any = error
-        if self._heard is None or not isinstance(call, grpc.Call):
+        if not self._accepted or not isinstance(call, grpc.Call):
             return False
         now = time.monotonic()
-        waits = now < min(self._heard + self._restart_s, self._ends)
+        self._lost = now if self._lost is None else self._lost
+        waits = now < min(self._lost + self._restart_s, self._ends)
         return waits and call.code() == grpc.StatusCode.UNAVAILABLE
 
 

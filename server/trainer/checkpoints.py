@@ -8,11 +8,11 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException  # a BaseException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -24,6 +24,8 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 COMPLETE = ".metadata"  # written last
 NUM_KEPT = 2
+REFINEMENTS = "refinements"
+WRITE_S = 600.0  # that the ranks wait for the slowest disk
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Checkpoints(Protocol):
 
         Raises:
             RefineError: it is damaged; the tensors may be, too.
+            RuntimeError: another rank was lost; the checkpoint stays.
         """
         ...
 
@@ -83,11 +86,10 @@ class DcpCheckpoints:
     """
 
     def __init__(self, folder: Path, interval_s: float) -> None:
-        self._folder = folder
+        self._folder = folder / REFINEMENTS  # all else in the folder is somebody's
         self._interval_s = interval_s
         self._rank = dist.get_rank() if dist.is_initialized() else 0
-        # A group of their own: a thread's collectives must not mix with those of the steps.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group = _own_group()
         self._last = time.monotonic()
         self._writing: Future[Any] | None = None
 
@@ -101,15 +103,14 @@ class DcpCheckpoints:
         """Write a copy of the state in a thread."""
         self._finish_writing()
         self._last = time.monotonic()
+        if self._rank == 0:
+            self._remove_old(key, step)
         self._writing = async_save(  # type: ignore[assignment]
-            _copied(state),
-            checkpoint_id=self._folder / key / f"step-{step:08d}",
+            state,
+            checkpoint_id=self._folder_of(key, step),
             process_group=self._group,
             no_dist=self._group is None,
         )
-        if self._rank == 0:
-            for old in list(self._complete(key))[:-NUM_KEPT]:
-                shutil.rmtree(old, ignore_errors=True)
 
     def restore(self, key: str, state: dict[str, Any]) -> bool:
         """Load the newest complete checkpoint; rank 0 chooses it for all."""
@@ -131,12 +132,13 @@ class DcpCheckpoints:
                 process_group=self._group,
                 no_dist=self._group is None,
             )
-        except (Exception, CheckpointException) as error:
+        except CheckpointException as error:  # what any rank could not read, told to all of them
             if self._rank == 0:
                 shutil.rmtree(found[0], ignore_errors=True)
             raise RefineError(
                 f"checkpoint {found[0]} is damaged and was removed: {type(error).__name__}"
             ) from error
+        self._last = time.monotonic()
         return True
 
     def close(self) -> None:
@@ -152,6 +154,16 @@ class DcpCheckpoints:
             log.warning("a checkpoint could not be written: %s: %s", type(error).__name__, error)
         self._writing = None
 
+    def _remove_old(self, key: str, step: int) -> None:
+        """Leave the newest; what was not finished is of no use and may have filled the disk."""
+        kept = {*list(self._complete(key))[-NUM_KEPT:], self._folder_of(key, step)}
+        for each in (self._folder / key).glob("step-*"):
+            if each not in kept:
+                shutil.rmtree(each, ignore_errors=True)
+
+    def _folder_of(self, key: str, step: int) -> Path:
+        return self._folder / key / f"step-{step:08d}"
+
     def _complete(self, key: str) -> Iterator[Path]:
         """Yield complete checkpoints, the oldest first."""
         for each in sorted((self._folder / key).glob("step-*")):
@@ -159,9 +171,9 @@ class DcpCheckpoints:
                 yield each
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """Copy tensors: those in main memory would else be written while they are trained."""
-    return {
-        name: value.clone() if isinstance(value, Tensor) else _copied(value)
-        for name, value in state.items()
-    }
+def _own_group() -> dist.ProcessGroup | None:
+    """Return a group of all ranks: a thread's collectives must not mix with those of the steps."""
+    if not dist.is_initialized():
+        return None
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(seconds=WRITE_S))
+    return group

@@ -19,7 +19,7 @@ from fedge.training.local import LocalTrainer
 from server.trainer.loop import Control, Refining
 from server.trainer.proxy_split import split_proxy
 from server.trainer.ranks import TorchRanks
-from server.trainer.spec import RanksLost, Refinement, RefineSpec
+from server.trainer.spec import Cancelled, RanksLost, Refinement, RefineSpec
 
 HELD_OUT_FRACTION = 0.25
 
@@ -131,6 +131,10 @@ class JobRunner:
         except TransportError as error:
             self.ranks.lost.set()
             raise RanksLost(str(error)) from error
+        except Cancelled as error:
+            if control.should_stop():
+                raise
+            raise RanksLost(f"another rank was told to stop: {error}") from error
         except RefineError:  # all ranks stopped at the same step
             raise
         except Exception as error:  # a task's own code may raise anything; callers get one kind

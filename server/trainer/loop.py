@@ -30,7 +30,7 @@ from server.trainer.optimizers import OPTIMIZERS
 from server.trainer.parallel.model import ParallelModel, Placed, Targets
 from server.trainer.proxy_split import split_proxy
 from server.trainer.ranks import Ranks, Solo, collective_errors
-from server.trainer.spec import Diverged, Refinement, RefineSpec
+from server.trainer.spec import Cancelled, Diverged, Refinement, RefineSpec
 from server.trainer.stop_signs import Signs
 
 Progress = Callable[[int, int, float], None]
@@ -86,6 +86,7 @@ class Refining:
             ConfigError: there is no such objective or optimizer.
             TransportError: another rank was lost.
         """
+        started = time.monotonic()
         make_objective, make_optimizer = OBJECTIVES[spec.objective], OPTIMIZERS[spec.optimizer]
         self._check_weights(weights)
         objective = make_objective(self.task, spec)
@@ -94,7 +95,7 @@ class Refining:
             self.model.load(weights)
             if objective.pull > 0:
                 self.model.set_anchor()
-            course = _Course(self, objective, rows, spec, control)
+            course = _Course(self, objective, rows, spec, control, started)
             course.optimizer = make_optimizer(self.model.parameters(), spec)
             course.resume(key)
             course.train(key)
@@ -139,6 +140,7 @@ class _Course:
         rows: Rows,
         spec: RefineSpec,
         control: Control,
+        started: float,
     ) -> None:
         self._model = refining.model
         self._ranks = refining.ranks
@@ -147,12 +149,17 @@ class _Course:
         self._rows = rows
         self._spec = spec
         self._control = control
-        self._started = time.monotonic()
+        self._started = started
+        self._earlier_s = 0.0  # what it took until the checkpoint that it goes on from
         self.num_done = 0
         self._losses = (np.nan, np.nan)  # of the first and of the last step
 
     @property
     def _seconds(self) -> float:
+        return self._earlier_s + self._seconds_here
+
+    @property
+    def _seconds_here(self) -> float:
         return time.monotonic() - self._started
 
     def train(self, key: str) -> None:
@@ -176,7 +183,7 @@ class _Course:
             return
         num_done, first, last, seconds = state["course"].tolist()
         self.num_done, self._losses = int(num_done), (first, last)
-        self._started -= seconds
+        self._earlier_s = seconds
         log.info("going on after step %d of %d", self.num_done, self._spec.steps)
 
     def result(self, refined: Vector) -> Refinement:
@@ -193,11 +200,11 @@ class _Course:
 
     def _meet(self, key: str) -> Signs:
         """Return the signs that any rank sees before this step."""
-        spec, seconds = self._spec, self._seconds
+        spec = self._spec
         signs = Signs(
             cancelled=self._control.should_stop(),
-            late=seconds > spec.deadline_s,
-            spent=self.num_done > 0 and 0 < spec.budget_s < seconds,
+            late=self._seconds_here > spec.deadline_s,  # an order that is repeated has less
+            spent=self.num_done > 0 and 0 < spec.budget_s < self._seconds,
             keep=bool(key) and self.num_done > 0 and self._checkpoints.due(),
         )
         return signs.of_any(self._ranks)
@@ -205,7 +212,7 @@ class _Course:
     def _check(self, signs: Signs) -> None:
         spec = self._spec
         if signs.cancelled:
-            raise RefineError(
+            raise Cancelled(
                 f"the refinement was cancelled after {self.num_done} of {spec.steps} steps"
             )
         if signs.late:

@@ -135,6 +135,8 @@ class Distill:
                 f"distill compares classes, and task {self._task.name} has none in the last "
                 f"dimension of its outputs {tuple(outputs.shape)}: take another refine.objective"
             )
+        if build_teacher is not None:
+            self._check_shape(outputs, material, inputs)
         if not torch.isfinite(outputs).all():
             raise RefineError("the teacher's outputs are not finite")
         return Rows(_tensor(inputs), Aims(_tensor(targets), outputs, labelled))
@@ -147,13 +149,17 @@ class Distill:
         assert aims.teacher is not None
         return own + self._weight * self._divergence(outputs, aims.teacher)
 
-    def _divergence(self, outputs: Tensor, teacher: Tensor) -> Tensor:
-        """Return the Kullback-Leibler divergence from the teacher's classes, ``[B]``."""
-        if outputs.shape != teacher.shape:
+    def _check_shape(self, teacher: Tensor, material: Material, inputs: npt.NDArray[Any]) -> None:
+        """Refuse outputs that are not like the model's; of a pipeline only one rank sees those."""
+        ours = _outputs_of(material.aggregate(), _tensor(inputs[:1]), material.device)
+        if teacher.shape[1:] != ours.shape[1:]:
             raise RefineError(
                 f"the teacher's outputs have the shape {tuple(teacher.shape[1:])}, the model's "
-                f"{tuple(outputs.shape[1:])}"
+                f"{tuple(ours.shape[1:])}"
             )
+
+    def _divergence(self, outputs: Tensor, teacher: Tensor) -> Tensor:
+        """Return the Kullback-Leibler divergence from the teacher's classes, ``[B]``."""
         ours = functional.log_softmax(outputs / self._temperature, dim=-1)
         theirs = functional.log_softmax(teacher / self._temperature, dim=-1)
         each = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)

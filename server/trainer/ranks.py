@@ -19,6 +19,7 @@ from typing import NoReturn, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -212,6 +213,7 @@ def join_ranks(collective_timeout_s: float, backend: str = "gloo") -> Solo | Tor
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Solo()
     timeout = timedelta(seconds=collective_timeout_s)
+    distributed_c10d.default_pg_timeout = timeout  # a mesh's groups would wait for 30 minutes
     try:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         # torchrun keeps its store when it starts all anew: what is in it is of the dead.

@@ -67,5 +67,9 @@ class Diverged(RefineError):
     """A refinement whose loss or weights are no longer finite."""
 
 
+class Cancelled(RefineError):
+    """A refinement that its caller, or one of the processes, did not want to go on."""
+
+
 class RanksLost(RefineError):
     """A refinement whose processes were lost; they are started anew and can go on with it."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -238,6 +239,30 @@ def test_a_trainer_that_is_started_anew_in_time_is_asked_again(tmp_path: Path) -
     expected = InProcessRefiner(TASK, spec).refine(WEIGHTS, round=1, deadline_s=60)
     np.testing.assert_array_equal(refinement.weights, expected.weights)
     assert refinement.num_steps == 60
+
+
+def test_a_trainer_lost_in_a_long_step_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    class Falls(TrainerServicer):
+        def Refine(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+            list(request_iterator)
+            yield PROGRESS
+            if now[0] == 0:
+                now[0] = 100.0
+                context.abort(grpc.StatusCode.UNAVAILABLE, "a rank was lost")
+            yield from (_summary(), BODY)
+
+    server = make_server(2)
+    add_TrainerServicer_to_server(Falls(), server)  # type: ignore[abstract]
+    port = add_address(server, "127.0.0.1:0", TlsConfig())
+    monkeypatch.setattr(refine, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    server.start()
+    try:
+        refiner = _refiner(f"127.0.0.1:{port}", restart_s=20)
+        assert refiner.refine(WEIGHTS, round=1, deadline_s=600).seconds == 100
+    finally:
+        server.stop(0).wait()
 
 
 def test_whoever_waits_for_a_lost_trainer_can_be_told_to_stop(

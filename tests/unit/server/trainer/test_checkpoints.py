@@ -1,15 +1,19 @@
 """A refinement that was cut short goes on where it was, and ends as if it had not been."""
 
 import logging
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from fedge.errors import RefineError
+from fedge.errors import RefineError, TransportError
 from fedge.training.local import LocalTrainer
+from server.trainer import checkpoints
 from server.trainer.alone import refining_alone
-from server.trainer.checkpoints import COMPLETE, DcpCheckpoints
+from server.trainer.checkpoints import COMPLETE, REFINEMENTS, DcpCheckpoints
 from server.trainer.loop import Control, Refining
 from server.trainer.spec import Refinement, RefineSpec
 from tests.tiny_task import TinyTask
@@ -70,7 +74,7 @@ def test_a_refinement_without_a_key_touches_nothing(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path: Path) -> None:
     _cut(tmp_path, "order")
-    kept = sorted((tmp_path / "order").glob("step-*"))
+    kept = sorted((tmp_path / REFINEMENTS / "order").glob("step-*"))
     (kept[-1] / COMPLETE).unlink()
     steps = [int(each.name.removeprefix("step-")) for each in kept]
     assert len(steps) >= 2
@@ -79,7 +83,7 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path: Path) -> No
 
 def test_a_damaged_checkpoint_is_named_and_the_next_try_does_without(tmp_path: Path) -> None:
     _cut(tmp_path, "order")
-    newest = sorted((tmp_path / "order").glob("step-*"))[-1]
+    newest = sorted((tmp_path / REFINEMENTS / "order").glob("step-*"))[-1]
     for each in newest.glob("*.distcp"):
         each.write_bytes(each.read_bytes()[:50])
     with pytest.raises(RefineError, match=f"checkpoint {newest} is damaged and was removed"):
@@ -88,14 +92,47 @@ def test_a_damaged_checkpoint_is_named_and_the_next_try_does_without(tmp_path: P
     np.testing.assert_array_equal(refinement.weights, refining_alone(TASK).run(START, SPEC).weights)
 
 
+def test_a_rank_that_is_lost_while_a_checkpoint_is_read_leaves_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fall(*_: object, **__: object) -> None:
+        raise RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+    _cut(tmp_path, "order")
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "load", fall)
+        with pytest.raises(TransportError, match="another rank of the trainer was lost"):
+            _go_on(tmp_path, "order")
+    assert _go_on(tmp_path, "order")[0] > 1
+
+
+def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / "photographs" / "step-00000001"
+    other.mkdir(parents=True)
+    _cut(tmp_path, "order")
+    _cut(tmp_path, "another")
+    assert other.is_dir()
+    assert [each.name for each in (tmp_path / REFINEMENTS).iterdir()] == ["another"]
+
+
+def test_what_was_cut_short_while_it_was_written_is_removed(tmp_path: Path) -> None:
+    half = tmp_path / REFINEMENTS / "order" / "step-00000000"
+    half.mkdir(parents=True)
+    (half / "__0_0.distcp").write_bytes(bytes(9))
+    _cut(tmp_path, "order")
+    assert not half.exists()
+
+
 def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
     _cut(tmp_path, "order")
-    assert len(list((tmp_path / "order").iterdir())) <= 3  # two, and what is being written
+    assert (
+        len(list((tmp_path / REFINEMENTS / "order").iterdir())) <= 3
+    )  # two, and what is being written
 
 
 def test_nothing_is_kept_before_the_interval_is_over(tmp_path: Path) -> None:
     _refining(tmp_path, 1e9).run(START, SPEC, key="order")
-    assert not (tmp_path / "order").exists()
+    assert not (tmp_path / REFINEMENTS / "order").exists()
 
 
 def test_a_disk_that_takes_nothing_costs_the_checkpoint_and_not_the_refinement(
@@ -109,3 +146,18 @@ def test_a_disk_that_takes_nothing_costs_the_checkpoint_and_not_the_refinement(
         refining.checkpoints.close()
     np.testing.assert_array_equal(refinement.weights, refining_alone(TASK).run(START, SPEC).weights)
     assert "a checkpoint could not be written" in caplog.text
+
+
+def test_what_was_taken_before_the_cut_counts_for_the_budget_and_not_for_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        clock = SimpleNamespace(monotonic=count(0, 100).__next__)
+        patched.setattr("server.trainer.loop.time", clock)
+        _cut(tmp_path, "order", spec=replace(SPEC, deadline_s=1e9))
+    refining, spec = _refining(tmp_path, 1e9), replace(SPEC, deadline_s=300.0)
+    refinement = refining.run(START, spec, key="order")
+    assert refinement.num_steps == 30
+    assert refinement.seconds > 300
+    spent = refining.run(START, replace(spec, budget_s=200.0), key="order")
+    assert 0 < spent.num_steps < 30

@@ -1,11 +1,13 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+import torch.distributed as dist
+from torch.distributed import HashStore, TCPStore, distributed_c10d  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore
 
 from fedge.errors import TransportError
@@ -43,6 +45,18 @@ def test_ranks_that_cannot_meet_say_what_to_check(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(TransportError, match="check torchrun's arguments"):
         join_ranks(1)
+
+
+def test_all_groups_wait_for_as_long_as_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = iter([(HashStore(), 0, 1)])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(ranks, "rendezvous", lambda *_, **__: meeting)
+    monkeypatch.setattr(distributed_c10d, "default_pg_timeout", timedelta(hours=1))
+    joined = join_ranks(7)
+    groups = (distributed_c10d._get_default_group(), dist.new_group())
+    found = [each._get_backend(torch.device("cpu")).options._timeout for each in groups]
+    joined.close()
+    assert found == [timedelta(seconds=7)] * 2
 
 
 def test_a_silent_rank_is_named_the_job_is_skipped_and_the_others_go_on(
