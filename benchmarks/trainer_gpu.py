@@ -15,9 +15,10 @@ from benchmarks.harness import CannotRun, progress
 from benchmarks.step_clock import StepClock
 from benchmarks.tasks.random_text import RandomText
 from fedge.training.local import LocalTrainer
-from server.trainer.loop import Control, ProxyData, Refining
+from server.trainer.loop import Control
 from server.trainer.parallel.build import build_parallel
 from server.trainer.parallel.degrees import MeshConfig
+from server.trainer.refining import ProxyData, Refining
 from server.trainer.spec import RefineSpec
 
 MODEL = RandomText(width=768, depth=14, heads=12, context=512, num_proxy=1024)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from fedge.task import Task
-from server.trainer.loop import ProxyData, Refining
 from server.trainer.parallel.build import build_parallel
 from server.trainer.parallel.degrees import MeshConfig
+from server.trainer.refining import ProxyData, Refining
 
 
 def refining_alone(task: Task, data: ProxyData | None = None) -> Refining:

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException  # a BaseExcept
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from fedge.errors import RefineError
+from server.trainer.spec import CutShort
 
 # What it says of a process without others is no news.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
@@ -47,7 +47,7 @@ class Checkpoints(Protocol):
         Checkpoints of other refinements are removed.
 
         Raises:
-            RefineError: it is damaged; the tensors may be, too.
+            CutShort: it is damaged; the tensors may be, too.
             RuntimeError: another rank was lost; the checkpoint stays.
         """
         ...
@@ -135,9 +135,8 @@ class DcpCheckpoints:
         except CheckpointException as error:  # what any rank could not read, told to all of them
             if self._rank == 0:
                 shutil.rmtree(found[0], ignore_errors=True)
-            raise RefineError(
-                f"checkpoint {found[0]} is damaged and was removed: {type(error).__name__}"
-            ) from error
+            log.warning("checkpoint %s is damaged and was removed", found[0])
+            raise CutShort("a checkpoint is damaged: the one before it is next") from error
         self._last = time.monotonic()
         return True
 

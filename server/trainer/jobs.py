@@ -16,10 +16,11 @@ import torch
 from fedge.errors import RefineError, TaskError, TransportError
 from fedge.params import Vector
 from fedge.training.local import LocalTrainer
-from server.trainer.loop import Control, Refining
+from server.trainer.loop import Control
 from server.trainer.proxy_split import split_proxy
 from server.trainer.ranks import TorchRanks
-from server.trainer.spec import Cancelled, RanksLost, Refinement, RefineSpec
+from server.trainer.refining import Refining
+from server.trainer.spec import Cancelled, CutShort, Refinement, RefineSpec
 
 HELD_OUT_FRACTION = 0.25
 
@@ -130,11 +131,11 @@ class JobRunner:
             refinement = self._run(job, weights, control)
         except TransportError as error:
             self.ranks.lost.set()
-            raise RanksLost(str(error)) from error
+            raise CutShort(str(error)) from error
         except Cancelled as error:
             if control.should_stop():
                 raise
-            raise RanksLost(f"another rank was told to stop: {error}") from error
+            raise CutShort(f"another rank was told to stop: {error}") from error
         except RefineError:  # all ranks stopped at the same step
             raise
         except Exception as error:  # a task's own code may raise anything; callers get one kind

@@ -15,9 +15,9 @@ from fedge.task import load_task
 from protos.fedge.v1.trainer_pb2_grpc import add_TrainerServicer_to_server
 from server.trainer.checkpoints import Checkpoints, DcpCheckpoints, NoCheckpoints
 from server.trainer.jobs import JobRunner
-from server.trainer.loop import ProxyData, Refining
 from server.trainer.parallel.build import build_parallel
 from server.trainer.ranks import Ranks, TorchRanks, join_ranks
+from server.trainer.refining import ProxyData, Refining
 from server.trainer.service import TrainerService
 from server.trainer.settings import TrainerConfig
 
@@ -82,7 +82,9 @@ def _refining(config: TrainerConfig, ranks: Ranks, device: torch.device) -> Refi
     if config.checkpoint_dir is not None:
         checkpoints = DcpCheckpoints(config.checkpoint_dir, config.checkpoint_interval_s)
     model = build_parallel(task, config.mesh, ranks.size, device)
-    return Refining(task, model, ProxyData(data.proxy, data.unlabelled), ranks, checkpoints)
+    setting = f"{config.task}, {config.mesh.precision}"
+    proxy = ProxyData(data.proxy, data.unlabelled)
+    return Refining(task, model, proxy, ranks, checkpoints, setting)
 
 
 def _serve(config: TrainerConfig, runner: JobRunner, stop: threading.Event) -> None:

@@ -24,7 +24,7 @@ from protos.fedge.v1.trainer_pb2_grpc import TrainerServicer
 from server.trainer.admission import Refused, check_order, receive_weights
 from server.trainer.jobs import Job, JobRunner
 from server.trainer.loop import Control
-from server.trainer.spec import Diverged, RanksLost, Refinement, RefineSpec
+from server.trainer.spec import CutShort, Diverged, Refinement, RefineSpec
 from server.trainer.wire import Order, summary_of
 
 PROGRESS_INTERVAL_S = 0.25
@@ -192,8 +192,8 @@ def _abort(context: grpc.ServicerContext, error: Refused | RefineError) -> NoRet
 
 
 def _code_of(error: Refused | RefineError) -> grpc.StatusCode:
-    """Return what tells the caller whether to ask again: only lost ranks come back."""
+    """Return what tells the caller whether to ask again."""
     if isinstance(error, Refused):
         return error.code
-    lost = isinstance(error, RanksLost)
-    return grpc.StatusCode.UNAVAILABLE if lost else grpc.StatusCode.ABORTED
+    again = isinstance(error, CutShort)
+    return grpc.StatusCode.UNAVAILABLE if again else grpc.StatusCode.ABORTED

@@ -71,5 +71,5 @@ class Cancelled(RefineError):
     """A refinement that its caller, or one of the processes, did not want to go on."""
 
 
-class RanksLost(RefineError):
-    """A refinement whose processes were lost; they are started anew and can go on with it."""
+class CutShort(RefineError):
+    """A refinement that ended for no fault of its own, and goes on when it is asked for again."""

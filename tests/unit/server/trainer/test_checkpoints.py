@@ -14,8 +14,9 @@ from fedge.training.local import LocalTrainer
 from server.trainer import checkpoints
 from server.trainer.alone import refining_alone
 from server.trainer.checkpoints import COMPLETE, REFINEMENTS, DcpCheckpoints
-from server.trainer.loop import Control, Refining
-from server.trainer.spec import Refinement, RefineSpec
+from server.trainer.loop import Control
+from server.trainer.refining import Refining
+from server.trainer.spec import CutShort, Refinement, RefineSpec
 from tests.tiny_task import TinyTask
 
 TASK = TinyTask(dropout=0.3)
@@ -45,6 +46,10 @@ def _go_on(folder: Path, key: str, spec: RefineSpec = SPEC) -> tuple[int, Refine
     return steps[0], refinement
 
 
+def _kept(folder: Path) -> list[Path]:
+    return sorted((folder / REFINEMENTS).glob("*/step-*"))
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_going_on_ends_where_an_uncut_refinement_does(tmp_path: Path, optimizer: str) -> None:
     spec = RefineSpec(learning_rate=0.1, steps=30, objective="anchored", optimizer=optimizer)
@@ -58,6 +63,16 @@ def test_going_on_ends_where_an_uncut_refinement_does(tmp_path: Path, optimizer:
         uncut.loss_first,
         uncut.loss_last,
     )
+
+
+def test_a_checkpoint_of_another_setting_is_of_no_use(tmp_path: Path) -> None:
+    _cut(tmp_path, "order")
+    refining = _refining(tmp_path, 1e9)
+    refining.setting = "precision bfloat16"
+    steps: list[int] = []
+    control = Control(progress=lambda step, *_: steps.append(step))
+    refining.run(START, SPEC, control, key="order")
+    assert steps[0] == 1
 
 
 def test_another_refinement_begins_anew_and_takes_the_place(tmp_path: Path) -> None:
@@ -74,21 +89,28 @@ def test_a_refinement_without_a_key_touches_nothing(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path: Path) -> None:
     _cut(tmp_path, "order")
-    kept = sorted((tmp_path / REFINEMENTS / "order").glob("step-*"))
+    kept = _kept(tmp_path)
     (kept[-1] / COMPLETE).unlink()
     steps = [int(each.name.removeprefix("step-")) for each in kept]
     assert len(steps) >= 2
     assert _go_on(tmp_path, "order")[0] == steps[-2] + 1
 
 
-def test_a_damaged_checkpoint_is_named_and_the_next_try_does_without(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_next_try_takes_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     _cut(tmp_path, "order")
-    newest = sorted((tmp_path / REFINEMENTS / "order").glob("step-*"))[-1]
+    *_, older, newest = _kept(tmp_path)
     for each in newest.glob("*.distcp"):
         each.write_bytes(each.read_bytes()[:50])
-    with pytest.raises(RefineError, match=f"checkpoint {newest} is damaged and was removed"):
+    with (
+        caplog.at_level(logging.WARNING, "server.trainer.checkpoints"),
+        pytest.raises(CutShort, match="a checkpoint is damaged"),
+    ):
         _go_on(tmp_path, "order")
-    _, refinement = _go_on(tmp_path, "order")
+    assert f"checkpoint {newest} is damaged and was removed" in caplog.text
+    first, refinement = _go_on(tmp_path, "order")
+    assert first == int(older.name.removeprefix("step-")) + 1
     np.testing.assert_array_equal(refinement.weights, refining_alone(TASK).run(START, SPEC).weights)
 
 
@@ -112,27 +134,26 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     _cut(tmp_path, "order")
     _cut(tmp_path, "another")
     assert other.is_dir()
-    assert [each.name for each in (tmp_path / REFINEMENTS).iterdir()] == ["another"]
+    assert len(list((tmp_path / REFINEMENTS).iterdir())) == 1
 
 
 def test_what_was_cut_short_while_it_was_written_is_removed(tmp_path: Path) -> None:
-    half = tmp_path / REFINEMENTS / "order" / "step-00000000"
-    half.mkdir(parents=True)
+    _cut(tmp_path, "order", at=3)
+    half = _kept(tmp_path)[0].with_name("step-00000000")
+    half.mkdir()
     (half / "__0_0.distcp").write_bytes(bytes(9))
-    _cut(tmp_path, "order")
+    _refining(tmp_path).run(START, SPEC, key="order")
     assert not half.exists()
 
 
 def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
     _cut(tmp_path, "order")
-    assert (
-        len(list((tmp_path / REFINEMENTS / "order").iterdir())) <= 3
-    )  # two, and what is being written
+    assert len(_kept(tmp_path)) <= 3  # two, and what is being written
 
 
 def test_nothing_is_kept_before_the_interval_is_over(tmp_path: Path) -> None:
     _refining(tmp_path, 1e9).run(START, SPEC, key="order")
-    assert not (tmp_path / REFINEMENTS / "order").exists()
+    assert _kept(tmp_path) == []
 
 
 def test_a_disk_that_takes_nothing_costs_the_checkpoint_and_not_the_refinement(
@@ -153,7 +174,8 @@ def test_what_was_taken_before_the_cut_counts_for_the_budget_and_not_for_the_dea
 ) -> None:
     with monkeypatch.context() as patched:
         clock = SimpleNamespace(monotonic=count(0, 100).__next__)
-        patched.setattr("server.trainer.loop.time", clock)
+        for module in ("loop", "refining"):
+            patched.setattr(f"server.trainer.{module}.time", clock)
         _cut(tmp_path, "order", spec=replace(SPEC, deadline_s=1e9))
     refining, spec = _refining(tmp_path, 1e9), replace(SPEC, deadline_s=300.0)
     refinement = refining.run(START, spec, key="order")

@@ -11,7 +11,7 @@ from server.trainer.alone import refining_alone
 from server.trainer.jobs import Job, JobRunner
 from server.trainer.loop import Control
 from server.trainer.ranks import Solo
-from server.trainer.spec import RanksLost, RefineSpec
+from server.trainer.spec import CutShort, RefineSpec
 from tests.tiny_task import TinyTask
 
 TASK = TinyTask()
@@ -38,7 +38,7 @@ def runner() -> Iterator[JobRunner]:
 
 
 def test_a_rank_that_is_told_to_stop_is_lost_and_may_come_back(runner: JobRunner) -> None:
-    with pytest.raises(RanksLost, match="another rank was told to stop"):
+    with pytest.raises(CutShort, match="another rank was told to stop"):
         runner.start(JOB, WEIGHTS, Control()).result()
 
 
@@ -47,4 +47,4 @@ def test_a_caller_that_leaves_has_cancelled(runner: JobRunner) -> None:
     control = Control(should_stop=lambda: next(answers, True))
     with pytest.raises(RefineError, match="cancelled after 0 of 5 steps") as caught:
         runner.start(JOB, WEIGHTS, control).result()
-    assert not isinstance(caught.value, RanksLost)
+    assert not isinstance(caught.value, CutShort)

@@ -13,8 +13,9 @@ from fedge.training.local import LocalTrainer
 from fedge.weights import write_vector
 from server.trainer.alone import refining_alone
 from server.trainer.batches import draw_batches
-from server.trainer.loop import Control, ProxyData
+from server.trainer.loop import Control
 from server.trainer.proxy_split import split_proxy
+from server.trainer.refining import ProxyData
 from server.trainer.spec import Diverged, Refinement, RefineSpec
 from tests.tiny_task import TinyTask
 

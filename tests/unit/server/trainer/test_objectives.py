@@ -14,8 +14,9 @@ from fedge.training.local import LocalTrainer
 from fedge.weights import write_vector
 from server.trainer.alone import refining_alone
 from server.trainer.batches import Aims, draw_batches
-from server.trainer.loop import Control, ProxyData
+from server.trainer.loop import Control
 from server.trainer.objectives import OBJECTIVES, Material
+from server.trainer.refining import ProxyData
 from server.trainer.spec import Refinement, RefineSpec
 from tests.tiny_task import NUM_CLASSES, NUM_INPUTS, TinyTask
 

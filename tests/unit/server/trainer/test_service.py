@@ -18,8 +18,8 @@ from protos.fedge.v1 import trainer_pb2 as pb
 from protos.fedge.v1.trainer_pb2_grpc import TrainerStub, add_TrainerServicer_to_server
 from server.trainer.alone import refining_alone
 from server.trainer.jobs import HELD_OUT_FRACTION, Job, JobRunner
-from server.trainer.loop import ProxyData
 from server.trainer.proxy_split import split_proxy
+from server.trainer.refining import ProxyData
 from server.trainer.service import TrainerService
 from server.trainer.spec import RefineSpec
 from server.trainer.wire import order_for, order_to_proto

@@ -12,10 +12,11 @@ from fedge.errors import RefineError
 from fedge.training.local import LocalTrainer
 from server.trainer.alone import refining_alone
 from server.trainer.checkpoints import DcpCheckpoints
-from server.trainer.loop import Control, ProxyData, Refining
+from server.trainer.loop import Control
 from server.trainer.parallel.build import build_parallel
 from server.trainer.parallel.degrees import MeshConfig
 from server.trainer.ranks import TorchRanks
+from server.trainer.refining import ProxyData, Refining
 from server.trainer.spec import RefineSpec
 from tests.tiny_task import TinyTask
 from tests.unit.server.trainer.parallel.ranks import run_ranks
