@@ -27,8 +27,9 @@ from fedge.training.evaluate import Values as Losses
 from fedge.training.local import LocalResult, LocalTrainer
 from server.checkpoint import Checkpoint
 from server.model_update import ModelUpdate
-from server.settings import CentralPrivacyConfig, ServerConfig, TunerConfig
+from server.settings import CentralPrivacyConfig, ServerConfig
 from server.tuner.pseudo_clients import deal, split_proxy
+from server.tuner.settings import TunerConfig
 
 AGGREGATOR = "weighted-mean"
 """Pseudo-clients are honest and few: robust rules and central noise would only hide them."""

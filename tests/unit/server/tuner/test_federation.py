@@ -13,9 +13,10 @@ from fedge.rng import stream, stream_seed
 from fedge.task import CloudData, Examples
 from fedge.training.local import LocalTrainer
 from server.checkpoint import Checkpoint
-from server.settings import ServerConfig, TunerConfig
+from server.settings import ServerConfig
 from server.tuner.federation import VirtualFederation
 from server.tuner.pseudo_clients import deal, split_proxy
+from server.tuner.settings import TunerConfig
 from tests.tiny_task import TinyTask
 
 TASK = TinyTask()
