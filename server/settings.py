@@ -284,6 +284,12 @@ def _check_tuner(config: ServerConfig) -> None:
             "untrained, so virtual clients would say nothing of real ones",
             key="tuner.virtual_rounds",
         )
+    if config.refine.trainer and not config.refine.held_out and config.tuner.virtual_rounds:
+        raise ConfigError(
+            "must be above 0 with tuner.sampler: candidates are scored on proxy examples that no "
+            "refinement trains on; or set tuner.virtual_rounds = 0",
+            key="refine.held_out",
+        )
 
 
 def _check_scaffold(config: ServerConfig) -> None:
