@@ -48,6 +48,20 @@ class Candidate:
         """The gain when it was scored last."""
         return self.gains[max(self.gains)]
 
+    def score(self, losses: Losses | None, before: float, number: int) -> None:
+        """Note what it came to after a virtual round.
+
+        Args:
+            losses: of each held-out example; None where training diverged.
+            before: logarithm of the parent's mean loss.
+            number: of the round.
+        """
+        self.losses = losses
+        gain = DIVERGED_GAIN
+        if losses is not None:
+            gain = max(before - log_mean(losses) + self.correction, DIVERGED_GAIN)
+        self.gains[number] = gain
+
 
 def search(
     federation: VirtualFederation,
@@ -82,9 +96,7 @@ def search(
         if num_left >= len(proposed) and number < num_rounds:
             continue
         for at in alive:
-            losses = _losses(federation, trials[at], readout)
-            candidates[at].losses = losses
-            candidates[at].gains[number] = _gain(losses, before, candidates[at].correction)
+            candidates[at].score(_losses(federation, trials[at], readout), before, number)
         if number < num_rounds:
             order = sorted(proposed, key=lambda at: -candidates[at].gain)
             alive = [at for at in alive if at not in order[num_left:]]
@@ -138,9 +150,3 @@ def _losses(federation: VirtualFederation, trial: Trial, readout: Readout) -> Lo
         return None
     losses = federation.losses(readout(trial.path))
     return losses if np.isfinite(losses).all() else None
-
-
-def _gain(losses: Losses | None, before: float, correction: float) -> float:
-    if losses is None:
-        return DIVERGED_GAIN
-    return max(before - log_mean(losses) + correction, DIVERGED_GAIN)
