@@ -15,7 +15,9 @@ from server.settings import ServerConfig
 from server.trainer.objectives import OBJECTIVES
 from server.trainer.optimizers import OPTIMIZERS as OPTIMIZERS_OF_REFINEMENT
 from server.tuner.pruners import PRUNERS
+from server.tuner.readouts import READOUTS
 from server.tuner.samplers import SAMPLERS
+from server.tuner.schedules import SCHEDULES
 from server.tuner.space import parse_space
 
 
@@ -59,6 +61,8 @@ def check_names(config: ServerConfig, prefix: str = "") -> None:
     if config.tuner.sampler:
         _one_of(f"{prefix}tuner.sampler", config.tuner.sampler, list(SAMPLERS))
         _one_of(f"{prefix}tuner.pruner", config.tuner.pruner, list(PRUNERS))
+        _one_of(f"{prefix}tuner.readout", config.tuner.readout, list(READOUTS))
+        _one_of(f"{prefix}tuner.schedule", config.tuner.schedule, list(SCHEDULES))
         for parameter in parse_space(config.tuner.space, config):
             if parameter.key == "aggregation.server_optimizer":
                 for name in parameter.choices:

@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.tuner.space import Space, Values, distance
+from server.tuner.space import REACH, Space, Values, distance
 
-REACH = 0.15
-"""Distance in the space, as a share of its width, over which one outcome speaks for another."""
 HALF_LIFE_ROUNDS = 5.0
 PRIOR = 1.0
 """Outcomes that promise and result agree, counted beside those that were seen."""

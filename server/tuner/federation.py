@@ -8,8 +8,7 @@ but the global weights themselves, and neither the gate nor the test set is look
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 from aggregation.codecs import make_codec
 from aggregation.contracts import ClientUpdate, Memory
@@ -27,8 +26,8 @@ from fedge.training.evaluate import Values as Losses
 from fedge.training.local import LocalResult, LocalTrainer
 from server.checkpoint import Checkpoint
 from server.model_update import ModelUpdate
-from server.settings import CentralPrivacyConfig, ServerConfig, TunerConfig
-from server.tuner.pseudo_clients import deal, split_proxy
+from server.settings import CentralPrivacyConfig, ServerConfig
+from server.tuner.pseudo_clients import draw_clients, proxy_parts
 
 AGGREGATOR = "weighted-mean"
 """Pseudo-clients are honest and few: robust rules and central noise would only hide them."""
@@ -42,12 +41,14 @@ class Trial:
         config: of the server with the candidate's values.
         state: where its virtual rounds have led; None once it diverged.
         memories: error feedback of each pseudo-client's codec.
+        path: weights after each virtual round.
     """
 
     config: ServerConfig
     state: Checkpoint | None
     update: ModelUpdate
-    memories: dict[int, Memory]
+    memories: dict[int, Memory] = field(default_factory=dict)
+    path: list[Vector] = field(default_factory=list)
 
 
 class VirtualFederation:
@@ -55,23 +56,24 @@ class VirtualFederation:
 
     Args:
         task: what is learnt.
-        config: of the tuner.
-        run_dir: keeps what was measured of the backends that train cohorts.
+        config: of the server; its run folder keeps what was measured of the backends that train
+            cohorts.
         data: the cloud's; only the proxy set is used.
         seed: of the run.
+
+    Raises:
+        ConfigError: there are too few proxy examples.
 
     Attributes:
         passes: examples that went through the model since it was made, trained on or scored.
     """
 
-    def __init__(
-        self, task: Task, config: TunerConfig, run_dir: Path, data: CloudData, seed: int
-    ) -> None:
+    def __init__(self, task: Task, config: ServerConfig, data: CloudData, seed: int) -> None:
         self.passes = 0
-        self._config = config
-        self._seed = stream_seed(seed, "tuner", client=config.seed)
-        self._fit, self._held = split_proxy(data.proxy, config.holdout, self._seed)
-        self._trainer = CohortTrainer(task, CohortSettings(cache=run_dir / "tuner"))
+        self._config = config.tuner
+        self._seed = stream_seed(seed, "tuner", client=config.tuner.seed)
+        self._fit, self._held = proxy_parts(data.proxy, config)
+        self._trainer = CohortTrainer(task, CohortSettings(cache=config.run_dir / "tuner"))
         self._scorer = LocalTrainer(task)
         self._layout: Layout = self._scorer.layout
         self._clients: list[Examples] = []
@@ -79,10 +81,12 @@ class VirtualFederation:
         self._trained: dict[tuple[str, str], list[Vector]] = {}
 
     def open(self, state: Checkpoint, configs: Sequence[ServerConfig]) -> list[Trial]:
-        """Deal the pseudo-clients of the round after a state, and begin each candidate there."""
+        """Draw the pseudo-clients of the round after a state, and begin each candidate there."""
         self._round = state.round + 1
         rng = stream(self._seed, "clients", round=self._round)
-        self._clients = deal(self._fit, self._config.clients, self._config.alpha, rng)
+        # A client that had nearly all of the data would be like every other.
+        size = min(self._config.client_examples, max(1, len(self._fit) // 2))
+        self._clients = draw_clients(self._fit, self._config.clients, size, self._config.alpha, rng)
         return [self._begin(config, state) for config in configs]
 
     def advance(self, trials: Sequence[Trial], number: int) -> None:
@@ -93,6 +97,7 @@ class VirtualFederation:
             if trial.state is not None:
                 try:
                     trial.state = self._advance(trial, trial.state, number)
+                    trial.path.append(trial.state.weights)
                 except (TaskError, AggregationError, UpdateRejected):
                     trial.state = None
 
@@ -111,7 +116,7 @@ class VirtualFederation:
             aggregation=replace(config.aggregation, aggregator=AGGREGATOR),
             central_privacy=CentralPrivacyConfig(),
         )
-        return Trial(virtual, state, ModelUpdate(virtual, self._layout), {})
+        return Trial(virtual, state, ModelUpdate(virtual, self._layout))
 
     def _advance(self, trial: Trial, state: Checkpoint, number: int) -> Checkpoint:
         deltas = self._deltas(trial, state, number)
@@ -135,7 +140,7 @@ class VirtualFederation:
                 CohortMember(examples, self._draws(number, client), self._plan(hyper, examples))
                 for client, examples in enumerate(self._clients)
             ]
-            self.passes += hyper.local_epochs * len(self._fit)
+            self.passes += hyper.local_epochs * sum(map(len, self._clients))
             outcomes = self._trainer.train(state.weights, members, hyper)
             for outcome in outcomes:
                 if not isinstance(outcome, LocalResult):

@@ -1,4 +1,4 @@
-"""One search: candidates in virtual federations, round by round, the worse ones dropped."""
+"""One generation: candidates in virtual federations, round by round, the worse ones dropped."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from server.checkpoint import Checkpoint
 from server.settings import ServerConfig
 from server.tuner.federation import Trial, VirtualFederation
 from server.tuner.pruners import Pruner
+from server.tuner.readouts import Readout
 from server.tuner.space import Values
 
 LOSS_FLOOR = 1e-6
 """A mean loss below this counts as this, so that its logarithm is finite."""
 DIVERGED_GAIN = -10.0
 """Of a candidate whose weights or losses are not finite; no other's is below it."""
+CLEAR_ERRORS = 2.0
+"""Standard errors by which a candidate must be better than the values in use."""
 
 
 @dataclass
@@ -26,20 +29,38 @@ class Candidate:
 
     Attributes:
         correction: what real rounds add to the gain.
-        gain: fall of the logarithm of the held-out mean loss, from the parent to the last virtual
-            round that it went through, corrected; `DIVERGED_GAIN` where it diverged.
-        ranks: by virtual round, share of the other candidates there that it beats.
+        gains: fall of the logarithm of the held-out mean loss from the parent to what is read out
+            after a virtual round, corrected, by the rounds that it was scored after;
+            `DIVERGED_GAIN` where it diverged.
         finished: whether it went through every virtual round.
-        losses: of each held-out example after its last virtual round.
+        losses: of each held-out example when it was scored last.
     """
 
     values: Values
     proposed: bool
     correction: float = 0.0
-    gain: float = 0.0
-    ranks: dict[int, float] = field(default_factory=dict)
+    gains: dict[int, float] = field(default_factory=dict)
     finished: bool = False
     losses: Losses | None = None
+
+    @property
+    def gain(self) -> float:
+        """The gain when it was scored last."""
+        return self.gains[max(self.gains)]
+
+    def score(self, losses: Losses | None, before: float, number: int) -> None:
+        """Note what it came to after a virtual round.
+
+        Args:
+            losses: of each held-out example; None where training diverged.
+            before: logarithm of the parent's mean loss.
+            number: of the round.
+        """
+        self.losses = losses
+        gain = DIVERGED_GAIN
+        if losses is not None:
+            gain = max(before - log_mean(losses) + self.correction, DIVERGED_GAIN)
+        self.gains[number] = gain
 
 
 def search(
@@ -50,9 +71,11 @@ def search(
     *,
     num_rounds: int,
     pruner: Pruner,
-    incumbent: int = 0,
+    readout: Readout,
 ) -> None:
     """Fill in how each candidate fares.
+
+    One that was not proposed is never dropped: it is what the best is compared with.
 
     Args:
         federation: where they are tried.
@@ -61,32 +84,48 @@ def search(
         configs: of the server with each point's values.
         num_rounds: virtual rounds of those that are never dropped.
         pruner: how many go on after each round.
-        incumbent: the candidate that is never dropped, so that the best can be compared with it.
+        readout: gives the weights that are scored.
     """
     before = log_mean(federation.losses(state.weights))
     trials = federation.open(state, configs)
     alive = list(range(len(candidates)))
     for number in range(1, num_rounds + 1):
         federation.advance([trials[at] for at in alive], number)
+        proposed = [at for at in alive if candidates[at].proposed]
+        num_left = pruner(len(proposed), number)
+        if num_left >= len(proposed) and number < num_rounds:
+            continue
         for at in alive:
-            _score(federation, trials[at], candidates[at], before)
-        order = sorted(alive, key=lambda at: -candidates[at].gain)
-        for at in alive:
-            candidates[at].ranks[number] = _rank(candidates[at], [candidates[i] for i in alive])
-        if number == num_rounds:
-            break
-        alive = order[: pruner(len(order))]
-        if incumbent not in alive:
-            alive.append(incumbent)
+            candidates[at].score(_losses(federation, trials[at], readout), before, number)
+        if number < num_rounds:
+            order = sorted(proposed, key=lambda at: -candidates[at].gain)
+            alive = [at for at in alive if at not in order[num_left:]]
     for at in alive:
         candidates[at].finished = True
+
+
+def ranks(candidate: Candidate, among: Sequence[Candidate]) -> dict[int, float]:
+    """Return which share of the others it beats, ties by half, by the rounds it was scored after.
+
+    Args:
+        candidate: one of those.
+        among: all of one search.
+    """
+    found = {}
+    for number, gain in candidate.gains.items():
+        others = [
+            each.gains[number] for each in among if each is not candidate and number in each.gains
+        ]
+        beaten = sum(gain > other for other in others) + sum(gain == other for other in others) / 2
+        found[number] = beaten / len(others) if others else 1.0
+    return found
 
 
 def best_of(candidates: Sequence[Candidate], incumbent: Candidate) -> Candidate:
     """Return the best candidate that finished, or the incumbent unless it is clearly worse.
 
-    Clearly: by more than a standard error of the paired difference of held-out losses. Else noise
-    would move the choice in every round.
+    Clearly: by more than two standard errors of the paired difference of held-out losses. Else
+    noise would move the choice.
     """
     best = max((each for each in candidates if each.finished), key=lambda each: each.gain)
     if best is incumbent or best.losses is None:
@@ -97,7 +136,7 @@ def best_of(candidates: Sequence[Candidate], incumbent: Candidate) -> Candidate:
     error = float(np.std(differences)) / np.sqrt(len(differences))
     # As a fall of the logarithm, which is what gains are.
     error /= max(float(np.mean(incumbent.losses)), LOSS_FLOOR)
-    return best if best.gain - incumbent.gain > error else incumbent
+    return best if best.gain - incumbent.gain > CLEAR_ERRORS * error else incumbent
 
 
 def log_mean(losses: Losses) -> float:
@@ -105,25 +144,9 @@ def log_mean(losses: Losses) -> float:
     return float(np.log(max(float(np.mean(losses)), LOSS_FLOOR)))
 
 
-def _score(
-    federation: VirtualFederation, trial: Trial, candidate: Candidate, before: float
-) -> None:
-    candidate.losses = None
-    if trial.state is not None:
-        losses = federation.losses(trial.state.weights)
-        if np.isfinite(losses).all():
-            candidate.losses = losses
-    if candidate.losses is None:
-        candidate.gain = DIVERGED_GAIN
-    else:
-        gain = before - log_mean(candidate.losses) + candidate.correction
-        candidate.gain = max(gain, DIVERGED_GAIN)
-
-
-def _rank(candidate: Candidate, among: Sequence[Candidate]) -> float:
-    """Return the share of the others that are worse, ties by half."""
-    if len(among) == 1:
-        return 1.0
-    worse = sum(candidate.gain > each.gain for each in among)
-    even = sum(candidate.gain == each.gain for each in among) - 1
-    return (worse + even / 2) / (len(among) - 1)
+def _losses(federation: VirtualFederation, trial: Trial, readout: Readout) -> Losses | None:
+    """Return the loss of each held-out example; None where training diverged."""
+    if trial.state is None:
+        return None
+    losses = federation.losses(readout(trial.path))
+    return losses if np.isfinite(losses).all() else None

@@ -33,6 +33,8 @@ TUNABLE = (
 PRIVATE_COST = ("train.batch_size", "train.local_epochs")
 """What a device's ε of a round follows from, besides the noise that it fixes itself."""
 DEFAULT_POINTS = 5
+REACH = 0.15
+"""Distance in the space, as a share of its width, over which one point speaks for another."""
 _SECTION = "tuner.space"
 _RANGE = {"low", "high", "log", "points"}
 
@@ -91,6 +93,20 @@ class Parameter:
         """Tell whether a value lies within."""
         return value in self.choices if self.choices else self.low <= value <= self.high
 
+    def near(self, value: Value) -> Parameter:
+        """Return the part of a range that lies within `REACH` of a value; choices stay."""
+        if self.choices or isinstance(value, str):
+            return self
+        if self.log:
+            factor = (self.high / self.low) ** REACH
+            low, high = value / factor, value * factor
+        else:
+            reach = (self.high - self.low) * REACH
+            low, high = value - reach, value + reach
+        if self.whole:
+            low, high = math.floor(low), math.ceil(high)
+        return replace(self, low=max(low, self.low), high=min(high, self.high))
+
 
 Space = tuple[Parameter, ...]
 
@@ -137,6 +153,11 @@ def spread(space: Space, count: int, rng: np.random.Generator) -> list[Values]:
         {each.key: each.at(float(column[row])) for each, column in zip(space, shares, strict=True)}
         for row in range(count)
     ]
+
+
+def narrowed(space: Space, values: Values) -> Space:
+    """Return the neighbourhood of a point."""
+    return tuple(each.near(values[each.key]) for each in space)
 
 
 def distance(space: Space, left: Values, right: Values) -> float:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedge.errors import CheckpointError
 from server.tuner.samplers import PROPOSED, distributions_of
-from server.tuner.search import Candidate
+from server.tuner.search import Candidate, ranks
 from server.tuner.space import Space, Values
 
 if TYPE_CHECKING:
@@ -83,22 +83,30 @@ class StudyLog:
         else:
             self._guarded(lambda: study.tell(number, gain))
 
-    def add_search(self, round: int, candidates: Sequence[Candidate]) -> None:
-        """Write down how the candidates of a search fared."""
+    def trials_of(self, round: int, candidates: Sequence[Candidate]) -> list[FrozenTrial]:
+        """Return how the candidates of a search fared, as trials."""
         from optuna.trial import TrialState, create_trial
 
+        found = []
         for each in candidates:
             attributes: dict[str, Any] = {"round": round, "gain": each.gain}
             if each.proposed:
                 attributes[PROPOSED] = True
+            beaten = ranks(each, candidates)
             trial = create_trial(
                 state=TrialState.COMPLETE if each.finished else TrialState.PRUNED,
-                value=each.ranks[max(each.ranks)] if each.finished else None,
+                value=beaten[max(beaten)] if each.finished else None,
                 params=dict(each.values),
                 distributions=self._distributions,
                 user_attrs=attributes,
-                intermediate_values=each.ranks,
+                intermediate_values=beaten,
             )
+            found.append(trial)
+        return found
+
+    def add_search(self, round: int, candidates: Sequence[Candidate]) -> None:
+        """Write down how the candidates of a search fared."""
+        for trial in self.trials_of(round, candidates):
             self._add_candidate(trial)
 
     def _add_candidate(self, trial: FrozenTrial) -> None:

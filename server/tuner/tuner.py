@@ -6,23 +6,23 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedge.errors import ConfigError
 from fedge.params import Layout
 from fedge.privacy.noise import Draws
-from fedge.rng import stream
 from fedge.task import CloudData, Task
 from server.checkpoint import Checkpoint
 from server.model_update import ModelUpdate
 from server.settings import ServerConfig
 from server.tuner.correction import Outcome, correction
 from server.tuner.federation import VirtualFederation
-from server.tuner.pruners import PRUNERS
-from server.tuner.samplers import SAMPLERS
-from server.tuner.search import LOSS_FLOOR, Candidate, best_of, search
+from server.tuner.proposals import Proposer
+from server.tuner.schedules import reason_against
+from server.tuner.search import LOSS_FLOOR, Candidate, best_of
+from server.tuner.searcher import Searcher
 from server.tuner.space import PRIVATE_COST, Values, apply_values, parse_space, values_in
 from server.tuner.study import StudyLog
 
@@ -92,14 +92,13 @@ class Tuner:
         self._config = config
         self._layout = layout
         self._draws = draws
-        self._seed = seed
         self._space = parse_space(wanted.space, config)
-        self._sampler = SAMPLERS[wanted.sampler]()
-        self._pruner = PRUNERS[wanted.pruner]
-        self._federation = None
-        if wanted.virtual_rounds > 0:
-            self._federation = VirtualFederation(task, wanted, config.run_dir, data, seed)
+        self._proposer = Proposer(config, self._space, seed)
         self._study = StudyLog(config.run_dir, config.run_name, self._space)
+        self._searcher = None
+        if wanted.virtual_rounds > 0:
+            federation = VirtualFederation(task, config, data, seed)
+            self._searcher = Searcher(config, self._proposer, federation, self._study)
         self.report: dict[str, Any] = {}
 
     def next_round(self, state: Checkpoint) -> tuple[ServerConfig, ModelUpdate]:
@@ -141,73 +140,39 @@ class Tuner:
             loss_before=state.metrics.get(METRIC),
             private=bool(state.epsilon) or any(trial.user_attrs["private"] for trial in past),
         )
-        reason = self._reason_against(state, past)
+        if self._searcher is None:
+            return self._by_real_rounds(state, current, past), []
+        reason = reason_against(self._config.tuner, past, current.loss_before)
         if reason:
             return replace(current, why=reason), []
-        if self._federation is None:
-            return self._by_real_rounds(state, current, past), []
-        return self._by_search(self._federation, state, current, past)
-
-    def _reason_against(self, state: Checkpoint, past: list[FrozenTrial]) -> str:
-        """Say why no search is due; empty if one is."""
-        wanted = self._config.tuner
-        if state.round % wanted.every_rounds:
-            return f"searched every {wanted.every_rounds} rounds"
-        spent = sum(trial.user_attrs["passes"] for trial in past)
-        if wanted.budget and spent >= wanted.budget:
-            return "the budget is spent"
-        searched = [trial for trial in past if trial.user_attrs["searched"]]
-        last = searched[-wanted.patience :] if wanted.patience else []
-        if len(last) == wanted.patience > 0 and all(t.user_attrs["kept"] for t in last):
-            # One that failed says nothing; what made the model worse asks for another search.
-            worse = past[-1].value is not None and past[-1].value < 0
-            if not worse:
-                return f"{wanted.patience} searches changed nothing"
-        return ""
+        return self._by_search(self._searcher, state, current, past)
 
     def _by_search(
-        self,
-        federation: VirtualFederation,
-        state: Checkpoint,
-        current: Choice,
-        past: list[FrozenTrial],
+        self, searcher: Searcher, state: Checkpoint, current: Choice, past: list[FrozenTrial]
     ) -> tuple[Choice, list[Candidate]]:
         """Compare candidates in virtual federations."""
-        round, count = state.round + 1, self._config.tuner.candidates - 1
-        points = self._proposed(state, current, self._study.candidates(), count)
-        points = [current.values, *(point for point in points if point != current.values)]
         outcomes = [
             Outcome(t.user_attrs["round"], dict(t.params), t.value - t.user_attrs["promised"])
             for t in past
             if t.value is not None and t.user_attrs["promised"] is not None
         ]
-        candidates = [
-            Candidate(point, at > 0, correction(self._space, point, outcomes, round))
-            for at, point in enumerate(points)
-        ]
-        began = federation.passes
-        search(
-            federation,
-            state,
-            candidates,
-            [apply_values(self._config, point) for point in points],
-            num_rounds=self._config.tuner.virtual_rounds,
-            pruner=self._pruner,
-        )
-        best = best_of(candidates, candidates[0])
-        kept = best is candidates[0]
-        why = "no candidate was clearly better" if kept else "best of the virtual federations"
+        rate = partial(correction, self._space, outcomes=outcomes, round=state.round + 1)
+        is_first = not any(trial.user_attrs["searched"] for trial in past)
+        found = searcher.compare(state, current.values, rate, _fixed(current), is_first=is_first)
+        incumbent = found.candidates[0]
+        best = best_of(found.candidates, incumbent)
+        kept = best is incumbent
         choice = replace(
             current,
             values=best.values,
-            why=why,
+            why="no candidate was clearly better" if kept else "best of the virtual federations",
             searched=True,
             kept=kept,
             promised=best.gain - best.correction,
-            passes=federation.passes - began,
-            num_candidates=len(candidates),
+            passes=found.passes,
+            num_candidates=len(found.candidates),
         )
-        return choice, candidates
+        return choice, found.candidates
 
     def _by_real_rounds(
         self, state: Checkpoint, current: Choice, past: list[FrozenTrial]
@@ -220,33 +185,19 @@ class Tuner:
         patience = self._config.tuner.patience
         if patience and len(told) - 1 - told.index(best) >= patience:
             return replace(current, values=dict(best.params), why="best of the real rounds")
-        points = self._proposed(state, current, told, 1)
+        points = self._proposer.points(told, 1, round=state.round + 1, fixed=_fixed(current))
         values = points[0] if points else current.values
         why = f"proposed by {self._config.tuner.sampler}"
         return replace(current, values=values, why=why, searched=True, kept=False, num_candidates=1)
 
-    def _proposed(
-        self, state: Checkpoint, current: Choice, seen: list[FrozenTrial], count: int
-    ) -> list[Values]:
-        """Return points that can be used, at the privacy cost of the rounds so far."""
-        seed = self._config.tuner.seed
-        rng = stream(self._seed, "tuner-proposals", round=state.round + 1, client=seed)
-        points = self._sampler.propose(seen, self._space, count, rng) if count else []
-        if current.private:  # devices planned their noise for what the first round asked
-            fixed = {key: current.values[key] for key in PRIVATE_COST if key in current.values}
-            points = [{**point, **fixed} for point in points]
-        return [point for point in points if self._is_usable(point)]
-
-    def _is_usable(self, point: Values) -> bool:
-        try:
-            apply_values(self._config, point)
-        except ConfigError as error:
-            log.info("left out: %s", error)
-            return False
-        return True
-
 
 _RECORDED = frozenset(Choice.__dataclass_fields__) - {"values"}
+
+
+def _fixed(current: Choice) -> Values:
+    """Return what must stay: devices planned their noise for what the first round asked."""
+    keys = [key for key in PRIVATE_COST if key in current.values] if current.private else []
+    return {key: current.values[key] for key in keys}
 
 
 def _latest(trials: list[FrozenTrial]) -> list[FrozenTrial]:

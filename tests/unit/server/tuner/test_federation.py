@@ -13,14 +13,14 @@ from fedge.rng import stream, stream_seed
 from fedge.task import CloudData, Examples
 from fedge.training.local import LocalTrainer
 from server.checkpoint import Checkpoint
-from server.settings import ServerConfig, TunerConfig
+from server.settings import ServerConfig
 from server.tuner.federation import VirtualFederation
-from server.tuner.pseudo_clients import deal, split_proxy
+from server.tuner.pseudo_clients import draw_clients, proxy_parts
 from tests.tiny_task import TinyTask
 
 TASK = TinyTask()
 SEED = 5
-TUNER = {"clients": 3, "virtual_rounds": 2}
+TUNER = {"clients": 3, "client_examples": 12, "virtual_rounds": 2}
 
 
 def begin() -> Checkpoint:
@@ -34,8 +34,8 @@ def configure(train: dict[str, Any] | None = None, **sections: Any) -> ServerCon
 
 
 def federation(run_dir: Path, data: CloudData | None = None, **tuner: Any) -> VirtualFederation:
-    config = build(TunerConfig, {**TUNER, **tuner})
-    return VirtualFederation(TASK, config, run_dir, data or TASK.cloud_data(), SEED)
+    config = build(ServerConfig, {"run_dir": str(run_dir), "tuner": {**TUNER, **tuner}})
+    return VirtualFederation(TASK, config, data or TASK.cloud_data(), SEED)
 
 
 def weights_after(
@@ -49,15 +49,16 @@ def weights_after(
 
 def fedavg(config: ServerConfig, rounds: int = 2) -> Vector:
     seed = stream_seed(SEED, "tuner")
-    fit, _ = split_proxy(TASK.cloud_data().proxy, 0.25, seed)
-    clients = deal(fit, 3, 1.0, stream(seed, "clients", round=5))
+    fit, _ = proxy_parts(TASK.cloud_data().proxy, ServerConfig())
+    clients = draw_clients(fit, 3, 12, 1.0, stream(seed, "clients", round=5))
+    num_examples = sum(map(len, clients))
     trainer, weights = LocalTrainer(TASK), begin().weights
     for number in range(1, rounds + 1):
         total = np.zeros(len(weights), np.float64)
         for client, examples in enumerate(clients):
             draws = Draws.seeded(stream_seed(seed, f"draws-{number}", round=5, client=client))
             delta = trainer.train(weights, examples, config.train, draws=draws).delta
-            total += len(examples) / len(fit) * delta.astype(np.float64)
+            total += len(examples) / num_examples * delta.astype(np.float64)
         rate = config.aggregation.learning_rate
         weights = (weights + rate * total).astype(np.float32)
     return weights
@@ -86,7 +87,7 @@ def test_gate_and_test_set_are_not_looked_at(tmp_path: Path) -> None:
 
 
 def test_held_out_losses_are_those_of_the_part_that_nobody_trains_on(tmp_path: Path) -> None:
-    _, held = split_proxy(TASK.cloud_data().proxy, 0.25, stream_seed(SEED, "tuner"))
+    _, held = proxy_parts(TASK.cloud_data().proxy, ServerConfig())
     weights = begin().weights
     expected = LocalTrainer(TASK).losses(weights, held)
     np.testing.assert_array_equal(federation(tmp_path).losses(weights), expected)
@@ -109,7 +110,24 @@ def test_candidates_that_differ_on_the_server_alone_train_once(tmp_path: Path) -
     assert slow is not None
     assert fast is not None
     np.testing.assert_allclose(2 * (slow - start), fast - start, atol=1e-6)
-    assert made.passes == 2 * 30  # two epochs over 30 of the 40 proxy examples
+    assert made.passes == 2 * 3 * 12  # two epochs of three clients
+
+
+def test_a_client_has_at_most_half_of_what_is_trained_on(tmp_path: Path) -> None:
+    made = federation(tmp_path, client_examples=100, alpha=0.0)
+    weights_after(made, [configure({"local_epochs": 1})], rounds=1)
+    assert made.passes == 3 * 15  # 30 of the 40 proxy examples are trained on
+
+
+def test_a_trial_keeps_the_weights_after_each_round(tmp_path: Path) -> None:
+    made = federation(tmp_path)
+    (trial,) = made.open(begin(), [configure()])
+    for number in (1, 2):
+        made.advance([trial], number)
+    assert trial.state is not None
+    assert len(trial.path) == 2
+    np.testing.assert_array_equal(trial.path[-1], trial.state.weights)
+    assert np.linalg.norm(trial.path[0] - trial.path[1]) > 0
 
 
 def test_the_codec_and_the_state_of_the_server_optimiser_count(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_the_command_draws_both_studies(tmp_path: Path, capsys: pytest.CaptureFi
     for round, point in enumerate(points):
         number = study.open_round(point, {"round": round})
         study.close_round(number, 0.1 * round)
-        study.add_search(round, [Candidate(p, True, ranks={1: 0.5}, finished=True) for p in points])
+        study.add_search(round, [Candidate(p, True, gains={1: 0.5}, finished=True) for p in points])
     assert status_of("tune-report", str(tmp_path)) == 0
     files = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert all(file.stat().st_size > 1000 for file in files)

@@ -12,10 +12,12 @@ from fedge.errors import ConfigError
 from server.checks import check_names
 from server.settings import ServerConfig
 from server.tuner.space import (
+    REACH,
     Parameter,
     Values,
     apply_values,
     distance,
+    narrowed,
     parse_space,
     spread,
     values_in,
@@ -131,6 +133,25 @@ def test_spread_points_lie_one_in_each_part_of_every_range(count: int, seed: int
         parts = [parameter.distance(parameter.low, p[parameter.key]) * count for p in points]
         assert sorted(int(part - 1e-9) for part in parts) == list(range(count))
         assert all(parameter.holds(p[parameter.key]) for p in points)
+
+
+@given(share=st.floats(0, 1), whole=st.booleans(), log=st.booleans())
+def test_the_neighbourhood_of_a_point_holds_it_and_nothing_that_is_far(
+    share: float, whole: bool, log: bool
+) -> None:
+    full = Parameter("train.batch_size", low=1, high=1000, log=log, whole=whole)
+    value = full.at(share)
+    (near,) = narrowed((full,), {full.key: value})
+    assert near.holds(value)
+    assert full.low <= near.low <= near.high <= full.high
+    for end in (near.low, near.high):
+        assert full.distance(value, end) <= REACH + (0.11 if whole else 1e-9)
+    assert full.distance(near.low, near.high) > REACH / 2
+
+
+def test_a_neighbourhood_has_every_choice() -> None:
+    codec = Parameter("aggregation.codec", choices=("raw", "int8"))
+    assert narrowed((codec,), {codec.key: "raw"}) == (codec,)
 
 
 @given(left=st.floats(0.01, 1), right=st.floats(0.01, 1))

@@ -28,8 +28,11 @@ def configure(run_dir: Path, *, train: dict[str, Any] | None = None, **tuner: An
         "sampler": "tpe",
         "space": SPACE,
         "candidates": 4,
+        "generations": 1,
         "virtual_rounds": 1,
         "clients": 3,
+        "schedule": "interval",
+        "every_rounds": 1,
         **tuner,
     }
     train = {"learning_rate": 0.002, "local_epochs": 1, "batch_size": 8, **(train or {})}
@@ -65,13 +68,13 @@ def states(config: ServerConfig) -> list[str]:
 
 
 def test_a_rate_that_is_far_too_low_is_left_behind(tmp_path: Path) -> None:
-    tuner = make(configure(tmp_path, candidates=8, virtual_rounds=2))
+    tuner = make(configure(tmp_path, candidates=8, generations=2, virtual_rounds=2))
     config, _ = tuner.next_round(begin())
     assert config.train.learning_rate > 0.02
     report = tuner.report["tuner"]
     assert report["values"] == {RATE: config.train.learning_rate}
     assert report["why"] == "best of the virtual federations"
-    assert report["num_candidates"] == 8
+    assert report["num_candidates"] == 12
     assert report["passes"] > 0
     assert config.train.digest != configure(tmp_path).train.digest
 
@@ -130,7 +133,7 @@ def test_a_search_that_is_cut_off_ends_the_same_way(
     whole, _ = make(configure(tmp_path / "whole")).next_round(begin())
     config = configure(tmp_path / "killed")
     with monkeypatch.context() as patch:
-        patch.setattr("server.tuner.tuner.search", kill)
+        patch.setattr("server.tuner.searcher.search", kill)
         with pytest.raises(Killed):
             make(config).next_round(begin())
     resumed, _ = make(config).next_round(begin())
@@ -161,6 +164,19 @@ def test_searches_end_when_they_change_nothing_and_begin_again_when_it_gets_wors
     reports = run_rounds(config, [1.0, 0.9, 0.8, 1.0, 0.9, 0.8])
     assert [each["searched"] for each in reports] == [True, True, False, False, True, False]
     assert reports[2]["why"] == "2 searches changed nothing"
+
+
+def test_by_default_no_search_follows_the_first_while_real_rounds_lower_the_loss(
+    tmp_path: Path,
+) -> None:
+    config = configure(tmp_path, schedule="stall", every_rounds=2)
+    reports = run_rounds(config, [1.0, 0.9, 0.8, 0.8, 0.85, 0.8])
+    assert [each["searched"] for each in reports] == [True, *[False] * 4, True]
+    assert reports[4]["why"] == "real rounds still lower the gate set's loss"
+    assert reports[5]["num_candidates"] == 3  # half of four, and the values in use
+    rates = [each["values"][RATE] for each in reports]
+    assert len(set(rates[:5])) == 1
+    assert abs(np.log10(rates[5] / rates[4])) <= 0.6 + 1e-9  # 15 % of four decades
 
 
 def test_no_search_begins_once_the_budget_is_spent_or_between_intervals(tmp_path: Path) -> None:
