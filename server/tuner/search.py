@@ -92,7 +92,7 @@ def search(
     for number in range(1, num_rounds + 1):
         federation.advance([trials[at] for at in alive], number)
         proposed = [at for at in alive if candidates[at].proposed]
-        num_left = pruner(len(proposed), number)
+        num_left = pruner(len(proposed), number, num_rounds)
         if num_left >= len(proposed) and number < num_rounds:
             continue
         for at in alive:

@@ -14,8 +14,8 @@ class TunerConfig:
 
     Attributes:
         sampler: ``tpe``, ``random`` or ``grid``; empty switches the tuner off.
-        pruner: ``halving`` drops half of the candidates after virtual rounds 2, 4, 8, ...;
-            ``none`` drops nobody.
+        pruner: ``halving`` drops half of the candidates after a quarter and after half of
+            the virtual rounds; ``none`` drops nobody.
         readout: weights that candidates are scored at: ``average`` over the later virtual rounds,
             or ``last``.
         schedule: when later searches are due: ``stall``, once real rounds no longer lower the gate
@@ -48,7 +48,7 @@ class TunerConfig:
     space: dict[str, Any] = field(default_factory=dict)
     candidates: int = limited(8, ge=1)
     generations: int = limited(3, ge=1)
-    virtual_rounds: int = limited(8, ge=0)
+    virtual_rounds: int = limited(12, ge=0)
     clients: int = limited(8, ge=1)
     client_examples: int = limited(100, ge=1)
     alpha: float = limited(1.0, ge=0)
