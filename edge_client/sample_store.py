@@ -208,7 +208,8 @@ class SampleDatabase(Closing):
             "ON CONFLICT (id) DO NOTHING",
             (*row, *sample.input.values, self._draw()),
         )
-        label = sample.target or self._waiting.take(sample_id)
+        waiting = self._waiting.take(sample_id)
+        label = sample.target or waiting
         if label is not None:
             try:
                 self._set_target(sample_id, label)
