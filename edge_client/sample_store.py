@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from fedge.task import Examples, Split
 log = logging.getLogger(__name__)
 
 MAX_ID_BYTES = 256
+MAX_STREAMS = 64
 ROW_OVERHEAD_BYTES = 128  # what SQLite and the other columns take, roughly
 
 
@@ -134,18 +135,26 @@ class SampleDatabase(Closing):
         self._check_size(sample_id, sample.size_bytes + (label.size_bytes if label else 0))
         return sample
 
-    def add_many(self, samples: Sequence[PreparedSample]) -> list[bool]:
+    def add_many(
+        self, samples: Sequence[PreparedSample], states: Mapping[str, bytes] | None = None
+    ) -> list[bool]:
         """Keep samples in one step, which costs one wait for the disk; tells which are new.
 
         A sample whose number came from its source before is dropped and counted. One whose id
         is stored keeps its first input and takes a given target. New is also what the retention
         does not keep.
+
+        Args:
+            samples: what `prepare` returned.
+            states: what the streams that the samples came from need to go on, by source; kept
+                in the same step, of the `MAX_STREAMS` written last.
         """
         with self._lock, mapped_errors(self._path), transaction(self._connection):
             self._remove_expired()
             book = SourceBook(self._connection)
             added = [self._add(sample, book) for sample in samples]
             book.save()
+            self._keep_states(states or {})
             self._connection.execute(
                 "UPDATE totals SET duplicates = duplicates + ?", (added.count(False),)
             )
@@ -178,6 +187,11 @@ class SampleDatabase(Closing):
                 f"no sample {sample_id!r} is stored: it was never added, or it made room for "
                 "others (store.max_bytes, store.max_age_s, store.retention)"
             )
+
+    def stream_states(self) -> dict[str, bytes]:
+        """Return what `add_many` was given last, by source."""
+        with self._lock, mapped_errors(self._path):
+            return dict(self._connection.execute("SELECT source, state FROM stream_states"))
 
     def labelled(self, split: Split) -> Examples:
         """Return the labelled samples of one split; see `SampleReader.labelled`."""
@@ -217,6 +231,20 @@ class SampleDatabase(Closing):
                 log.warning("a label is left out: %s", error)
         self._make_room(sample_id)
         return inserted.rowcount > 0
+
+    def _keep_states(self, states: Mapping[str, bytes]) -> None:
+        for source, state in states.items():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO stream_states SELECT ?, ?, 1 + ifnull(max(written), 0) "
+                "FROM stream_states",
+                (source, state),
+            )
+        if states:
+            self._connection.execute(
+                "DELETE FROM stream_states WHERE source IN (SELECT source FROM stream_states "
+                "ORDER BY written DESC LIMIT -1 OFFSET ?)",
+                (MAX_STREAMS,),
+            )
 
     def _set_target(self, sample_id: str, label: ArrayColumns) -> bool:
         """Set a stored sample's target; a reservoir may then let the sample go."""

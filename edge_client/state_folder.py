@@ -47,6 +47,11 @@ class StateFolder:
         """One JSON line a trained round."""
         return self.path / "rounds.jsonl"
 
+    @property
+    def readings_socket(self) -> Path:
+        """Unix socket that readings come in on."""
+        return self.path / "readings.sock"
+
     def __enter__(self) -> StateFolder:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)

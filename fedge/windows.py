@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedge.errors import InvalidInput, TaskError
+from fedge.task import Task
 
 Array = npt.NDArray[Any]
 
@@ -81,6 +82,26 @@ class WindowSpec:
             mean, scale = np.array(self.mean, np.float32), np.array(self.scale, np.float32)
             rows: npt.NDArray[np.float32] = (np.asarray(values, np.float32) - mean) / scale
         return rows
+
+
+def window_spec_of(task: Task) -> WindowSpec | None:
+    """Return how a task cuts readings: what its method ``window_spec()`` says, None without one.
+
+    Raises:
+        TaskError: it is no `WindowSpec`, or its windows are not the task's inputs.
+    """
+    make = getattr(task, "window_spec", None)
+    if make is None:
+        return None
+    spec = make()
+    if not isinstance(spec, WindowSpec):
+        raise TaskError(f"window_spec() of task {task.name} returned a {type(spec).__name__}")
+    shape = (spec.size, spec.num_channels)
+    if shape != tuple(task.input_shape):
+        raise TaskError(
+            f"task {task.name} takes inputs {list(task.input_shape)}, its windows are {list(shape)}"
+        )
+    return spec
 
 
 @dataclass(frozen=True)
@@ -191,6 +212,11 @@ class Windower:
             "counts": asdict(self.counts),
         }
         return json.dumps(header).encode() + b"\n" + self._ring.astype("<f4").tobytes()
+
+    @property
+    def next_sequence(self) -> int:
+        """Number of the reading to go on with; 0 before the first."""
+        return 0 if self._last is None else self._last[0] + 1
 
     @staticmethod
     def from_bytes(spec: WindowSpec, content: bytes) -> Windower:

@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedge.errors import InvalidInput, TaskError
-from fedge.windows import Cut, Readings, Window, Windower, WindowSpec, cut_windows
+from fedge.tasks.digits import Digits
+from fedge.tasks.sensor import Sensor
+from fedge.windows import (
+    Cut,
+    Readings,
+    Window,
+    Windower,
+    WindowSpec,
+    cut_windows,
+    window_spec_of,
+)
 
 SPEC = WindowSpec(size=3, hop=2, mean=(1.0,), scale=(2.0,))
 
@@ -217,3 +227,19 @@ def test_readings_that_do_not_fit_together_are_refused() -> None:
     for cut in (Windower(SPEC).push, lambda readings: cut_windows(readings, SPEC)):
         with pytest.raises(InvalidInput, match="expected 1 channels, got 2"):
             cut(Readings(np.zeros((2, 2)), numbers, times))
+
+
+def test_a_task_says_how_it_cuts_readings_or_does_not() -> None:
+    assert window_spec_of(Sensor()) == Sensor().window_spec()
+    assert window_spec_of(Digits()) is None
+
+
+def test_windows_that_are_not_the_tasks_inputs_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Sensor, "window_spec", lambda _: SPEC)
+    with pytest.raises(TaskError, match=r"takes inputs \[64, 3\], its windows are \[3, 1\]"):
+        window_spec_of(Sensor())
+    monkeypatch.setattr(Sensor, "window_spec", lambda _: (64, 32))
+    with pytest.raises(TaskError, match="returned a tuple"):
+        window_spec_of(Sensor())
