@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edge_client.array_columns import ArrayColumns, pack
 from edge_client.database import mapped_errors, open_database, transaction
+from edge_client.group_commit import GroupCommit
 from edge_client.retention import LABELLED_SHARE, RETENTIONS, draw_number
 from edge_client.sample_reader import Clock, SampleReader, StoreFigures, split_position
 from edge_client.sample_schema import MIGRATIONS
@@ -83,6 +84,7 @@ class SampleDatabase(Closing):
         self._connection = open_database(path, MIGRATIONS)
         self._waiting = WaitingLabels(self._connection, config.max_bytes)
         self._reader = SampleReader(path, config, clock)
+        self._together: GroupCommit[PreparedSample, bool] = GroupCommit(self.add_many)
         with self._lock, mapped_errors(path), transaction(self._connection):
             self._remove_expired()
             self._make_room("")
@@ -96,9 +98,12 @@ class SampleDatabase(Closing):
         source: str = "",
         sequence: int | None = None,
     ) -> bool:
-        """Keep a sample; returns whether it is new. See `prepare` and `add_many`."""
+        """Keep a sample; returns whether it is new. See `prepare` and `add_many`.
+
+        What several threads add at once is committed together.
+        """
         sample = self.prepare(sample_id, inputs, target, source=source, sequence=sequence)
-        return self.add_many([sample])[0]
+        return self._together.submit(sample)
 
     def prepare(
         self,

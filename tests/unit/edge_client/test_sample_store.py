@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -401,6 +402,22 @@ def count_commits(samples: SampleDatabase) -> list[str]:
 
     samples._connection.set_trace_callback(note)
     return commits
+
+
+def test_threads_that_add_at_once_share_commits(path: Path, samples: SampleDatabase) -> None:
+    commits = count_commits(samples)
+    with samples._lock, ThreadPoolExecutor(8) as threads:
+        adding = [threads.submit(samples.add, f"{n % 7}", ONES) for n in range(8)]
+        while len(samples._together._queue) < 7:  # one holds the first, and waits
+            assert not any(each.done() for each in adding)
+            threading.Event().wait(0.005)
+        samples._lock.release()
+        try:
+            answers = [each.result(30) for each in adding]
+        finally:
+            samples._lock.acquire()
+    assert sorted(answers) == [False] + [True] * 7
+    assert len(commits) == 2
 
 
 def test_nothing_of_many_is_kept_when_the_database_fails_midway(
