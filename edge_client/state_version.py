@@ -47,9 +47,9 @@ def bring_up_to_date(folder: Path, migrations: Migrations = MIGRATIONS) -> None:
             )
         for version in range(found, newest):
             migrations[version](folder)
-            _write_version(folder, version + 1)
+            _note_version(folder, version + 1)
         if not (folder / VERSION_FILE).exists():
-            _write_version(folder, newest)
+            _note_version(folder, newest)
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be brought up to date: {error.strerror} ({error.filename})",
@@ -74,5 +74,9 @@ def _read_version(folder: Path, newest: int) -> int:
     return int(text)
 
 
-def _write_version(folder: Path, version: int) -> None:
-    write_atomically(folder / VERSION_FILE, f"{version}\n".encode())
+def _note_version(folder: Path, version: int) -> None:
+    """Write the version; where the disk is full or read-only the device still has its duty."""
+    try:
+        write_atomically(folder / VERSION_FILE, f"{version}\n".encode())
+    except OSError as error:
+        log.error("%s cannot be written: %s", folder / VERSION_FILE, error.strerror)

@@ -66,6 +66,7 @@ class WindowStream:
         self._lock = threading.Lock()
         self._spec: WindowSpec | None = None
         self._states: dict[str, bytes] = {}
+        self._places_read = False
         self._problem = ""
 
     @property
@@ -120,12 +121,19 @@ class WindowStream:
             spec = self._load_spec()
             if spec is None:
                 raise ModelError("this task takes no readings: it has no window_spec()")
-            try:
-                self._states = self._samples.stream_states()
-            except StoreError as error:
-                self._report(str(error))
             self._spec = spec
+        if not self._places_read:
+            self._read_places()
         return self._spec
+
+    def _read_places(self) -> None:
+        """Read where each stream was, unless it has come further; tried again if that fails."""
+        try:
+            self._states = {**self._samples.stream_states(), **self._states}
+        except StoreError as error:
+            self._report(str(error))
+        else:
+            self._places_read = True
 
     def _windower(self, spec: WindowSpec, source: str) -> Windower:
         state = self._states.get(source)

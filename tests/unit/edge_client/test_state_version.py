@@ -1,7 +1,9 @@
+import errno
 from pathlib import Path
 
 import pytest
 
+from edge_client import state_version
 from edge_client.state_folder import StateFolder
 from edge_client.state_version import MIGRATIONS, bring_up_to_date
 from fedge.errors import ConfigError
@@ -67,6 +69,19 @@ def test_a_migration_that_was_interrupted_runs_again_and_those_before_it_do_not(
         assert version_of(tmp_path) == "3\n"
     assert (tmp_path / "new.log").read_text() == "line\n"
     assert len(calls) == 2
+
+
+def test_a_version_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(path: Path, content: bytes) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (tmp_path / "samples.db").write_bytes(b"data")
+    monkeypatch.setattr(state_version, "write_atomically", fail)
+    with StateFolder(tmp_path):
+        assert not (tmp_path / "state_version").exists()
+    assert "state_version cannot be written: Read-only file system" in caplog.text
 
 
 def test_a_folder_of_a_newer_release_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -135,6 +135,24 @@ def test_a_failing_database_stops_no_answer_and_is_said(
     assert (len(fed.windows), fed.stored, stream.problem) == (1, True, "")
 
 
+def test_places_that_could_not_be_read_at_first_are_read_later(
+    samples: SampleDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise StoreError("samples.db: disk full")
+
+    WindowStream(lambda: SPEC, serving(), samples).feed("a", readings_of(0, 3))
+    stream = WindowStream(lambda: SPEC, serving(), samples)
+    with monkeypatch.context() as broken:
+        broken.setattr(samples, "add_many", fail)
+        broken.setattr(samples, "stream_states", fail)
+        assert stream.feed("b", readings_of(0, 3)).next_sequence == 3
+        assert stream.problem
+    assert len(stream.feed("a", readings_of(3, 1)).windows) == 1
+    assert len(stream.feed("b", readings_of(3, 1)).windows) == 1
+    assert stream.problem == ""
+
+
 def test_a_task_without_windows_takes_no_readings(samples: SampleDatabase) -> None:
     stream = WindowStream(lambda: None, serving(), samples)
     assert not stream.takes_readings()
