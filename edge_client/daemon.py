@@ -184,7 +184,7 @@ class Daemon:
         """Gather the parts' numbers and signs of life, and begin to check."""
         metrics, pulses = self._operation.metrics, self._operation.pulses
         metrics.add("samples", lambda: _sample_figures(samples))
-        metrics.add("", self._figures)
+        metrics.add("daemon-parts", self._figures, prefix="")
         loops = {"node": self._node, "registry": self._registry}
         pulses.update({name: loop.pulse for name, loop in loops.items() if loop is not None})
         self._operation.start(stack, serving, self._config.socket_path, self._describe)
@@ -268,5 +268,11 @@ def load_release_key(path: Path | None) -> Ed25519PublicKey | None:
 
 
 def _sample_figures(samples: SampleDatabase) -> dict[str, float]:
-    labelled, unlabelled = samples.counts()
-    return {"labelled": labelled, "unlabelled": unlabelled}
+    figures = samples.figures()
+    return {
+        "labelled": figures.labelled,
+        "unlabelled": figures.unlabelled,
+        "bytes": figures.size_bytes,
+        "waiting_labels": figures.waiting_labels,
+        "duplicates_total": figures.duplicates,
+    }

@@ -30,6 +30,7 @@ HELPS = {
     "samples_labelled": "Samples kept that have a label.",
     "samples_unlabelled": "Samples kept that wait for a label.",
     "samples_bytes": "Bytes that the samples kept take.",
+    "samples_duplicates_total": "Samples dropped because they had come before.",
     "privacy_epsilon_spent": "Privacy spent, all rounds together.",
     "privacy_epsilon_left": "Privacy budget left.",
     "training_rounds_total": "Rounds trained since the daemon started.",
@@ -51,27 +52,31 @@ class Metrics:
     def __init__(self, latency: LatencyHistogram | None = None) -> None:
         self.latency = latency or LatencyHistogram()
         self._lock = threading.Lock()
-        self._sources: dict[str, Snapshot] = {}
+        self._sources: dict[str, tuple[str, Snapshot]] = {}
         self._num_errors = 0
 
-    def add(self, name: str, source: Snapshot) -> None:
-        """Show a part's numbers as ``name_<key>``; the same name again replaces it."""
+    def add(self, name: str, source: Snapshot, *, prefix: str | None = None) -> None:
+        """Show a part's numbers as ``name_<key>``; the same name again replaces it.
+
+        Args:
+            prefix: in place of ``name_``.
+        """
         with self._lock:
-            self._sources[name] = source
+            self._sources[name] = (f"{name}_" if prefix is None else prefix, source)
 
     def snapshot(self) -> dict[str, float]:
         """Return all numbers by name, without prefix; a part that fails is left out."""
         with self._lock:
             sources = list(self._sources.items())
         values: dict[str, float] = {}
-        for name, source in sources:
+        for name, (prefix, source) in sources:
             try:
                 found = source()
             except FedgeError as error:
                 self._num_errors += 1
                 log.warning("no figures of %s: %s", name, error)
                 continue
-            values.update({f"{name}_{key}" if name else key: v for key, v in found.items()})
+            values.update({prefix + key: value for key, value in found.items()})
         values["source_errors_total"] = self._num_errors
         return values
 

@@ -56,10 +56,12 @@ class Operation:
         """
         self._check = SelfCheck(serving, socket, self.pulses)
         started = time.monotonic()
-        self.metrics.add("", serving.snapshot)
-        self.metrics.add("", self._check.snapshot)
+        self.metrics.add("serving", serving.snapshot, prefix="")
+        self.metrics.add("self-check", self._check.snapshot, prefix="")
         self.metrics.add("process", process_figures)
-        self.metrics.add("", lambda: {"uptime_seconds": time.monotonic() - started})
+        self.metrics.add(
+            "daemon", lambda: {"uptime_seconds": time.monotonic() - started}, prefix=""
+        )
         self._serve_page(stack)
         watchdog = Watchdog(self._check, self._manager, describe)
         watchdog.start()

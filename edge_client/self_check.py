@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 
@@ -95,7 +96,9 @@ class SelfCheck:
                     inference_pb2.PredictRequest(), timeout=ANSWER_WITHIN_S
                 )
             except grpc.RpcError as error:
-                code = error.code() if isinstance(error, grpc.Call) else None
+                code = cast(
+                    "Any", error
+                ).code()  # it is a grpc.Call too, which its stubs do not say
                 if code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE):
                     return f"the service on {self._socket} does not answer ({code.name})"
         return ""

@@ -44,9 +44,7 @@ def setup_logging(program: str, *, part: str = "") -> None:
         name = f"{program}-{part}" if part else program
         handler.setFormatter(LineFormatter(f"%(asctime)s {name} %(levelname)s %(message)s"))
     handler.addFilter(RepeatLimit())
-    logging.basicConfig(
-        handlers=[handler], level=level if known else logging.INFO, force=True
-    )
+    logging.basicConfig(handlers=[handler], level=level if known else logging.INFO, force=True)
     # Flower imports it, and it tells of each of its plugins.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if not known:

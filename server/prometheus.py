@@ -33,9 +33,7 @@ def render(metrics: dict[str, Any], gauges: dict[str, float]) -> str:
     return render_families(families)
 
 
-def serve_metrics(
-    address: str, path: Path, gauges: Callable[[], dict[str, float]]
-) -> MetricsPage:
+def serve_metrics(address: str, path: Path, gauges: Callable[[], dict[str, float]]) -> MetricsPage:
     """Serve ``/metrics`` from a metrics file; ``close`` ends it.
 
     Raises:
