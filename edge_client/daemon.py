@@ -152,11 +152,12 @@ class Daemon:
             return
         try:
             self._ledger = SqliteLedger(self._folder.ledger)
-        except PrivacyError as error:
+            stack.callback(self._ledger.close)
+            identity = load_identity(self._folder.path)
+        except (PrivacyError, ConfigError) as error:
             _log.error("%s", error)
             self._problem = str(error)
             return
-        stack.callback(self._ledger.close)
         participant = Participant(
             self._worker,
             self._ledger,
@@ -166,7 +167,6 @@ class Daemon:
             journal=self._note_round,
         )
         self._participant = participant
-        identity = load_identity(self._folder.path)
         self._node = NodeLoop(
             lambda known: NodeConnection(
                 node.superlink, identity, ca=node.tls.ca, known_node_id=known

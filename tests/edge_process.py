@@ -1,5 +1,6 @@
 """A real fedge-edge process without any server, and a systemd that it can talk to."""
 
+import contextlib
 import json
 import os
 import select
@@ -147,8 +148,6 @@ class EdgeProcess:
     def kill(self) -> None:
         if self.process is None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()

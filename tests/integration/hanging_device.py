@@ -17,5 +17,5 @@ def predict(engine: inference.Engine, inputs: inference.Array) -> inference.Arra
     return answer(engine, inputs)
 
 
-inference.Engine.predict = predict  # type: ignore[method-assign]
+inference.Engine.predict = predict  # type: ignore[method-assign,assignment]
 main()

@@ -122,4 +122,3 @@ def test_the_status_command_tells_healthy_from_not(device: EdgeProcess) -> None:
     assert (answer["healthy"], answer["problem"], answer["predictions"]) == (True, "", 1)
     assert answer["figures"]["samples_unlabelled"] == 1.0
     assert device.stop() == 0
-
