@@ -16,6 +16,7 @@ import grpc
 from edge_client.backoff import Backoff
 from edge_client.inference import Serving, Version
 from edge_client.model_store import ModelStore, blobs_of
+from edge_client.pulse import Pulse
 from edge_client.settings import RegistryClientConfig
 from fedge.channels import client_channel, map_rpc_error
 from fedge.chunks import join_chunks
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 FETCH_DEADLINE_S = 600.0
+INSTALL_S = 5 * FETCH_DEADLINE_S  # four blobs, then patch and self-test
 
 
 class RegistryClient:
@@ -63,6 +65,7 @@ class RegistryClient:
         self._connecting = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._thread = threading.Thread(target=self._run, name="registry-client", daemon=True)
+        self.pulse = Pulse()
         self._connected = False
         self._link_problem = ""
         self._model_problem = ""
@@ -99,6 +102,7 @@ class RegistryClient:
                 if not self._stopping.is_set():
                     self._report_link(error)
             self._connected = False
+            self.pulse.beat(None)
             self._stopping.wait(self._backoff.next_delay_s())
 
     def _watch(self) -> None:
@@ -117,7 +121,9 @@ class RegistryClient:
             for signed in stub.Watch(request):
                 self._connected = True
                 self._link_problem = ""
+                self.pulse.beat(INSTALL_S)
                 self._take(stub, signed)
+                self.pulse.beat(None)  # the next version comes when it comes
                 self._backoff.reset()
         raise TransportError(f"registry {self._config.address} ended the stream")
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import logging
 import os
 from pathlib import Path
 
 from edge_client.state_version import LOCK_FILE, MIGRATIONS, Migrations, bring_up_to_date
 from fedge.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 
 class StateFolder:
@@ -53,14 +57,7 @@ class StateFolder:
         return self.path / "readings.sock"
 
     def __enter__(self) -> StateFolder:
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = self.path / LOCK_FILE
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot use {self.path}: {error.strerror}", key="state_dir"
-            ) from error
+        descriptor = self._open()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -71,8 +68,9 @@ class StateFolder:
                 "one a folder of its own",
                 key="state_dir",
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        with contextlib.suppress(OSError):  # the number helps a person; the lock needs none
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
         try:
             bring_up_to_date(self.path, self._migrations)
         except BaseException:
@@ -80,6 +78,29 @@ class StateFolder:
             raise
         self._lock = descriptor
         return self
+
+    def _open(self) -> int:
+        """Return the lock file, opened; of a folder that became read-only, to read it.
+
+        A card that wears out turns read-only, and the model on it can still answer.
+        """
+        path = self.path / LOCK_FILE
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                _log.error(
+                    "%s cannot be written (%s): this device predicts with what is there, and "
+                    "keeps and learns nothing",
+                    self.path,
+                    error.strerror,
+                )
+                return descriptor
+            raise ConfigError(
+                f"cannot use {self.path}: {error.strerror}", key="state_dir"
+            ) from error
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
