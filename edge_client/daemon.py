@@ -18,10 +18,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from edge_client.client_app import make_client_app
+from edge_client.crash_guard import CrashGuard
+from edge_client.device_id import load_device_id
 from edge_client.held_weights import HeldWeights
-from edge_client.inference import Serving
+from edge_client.inference import Engine, Serving
 from edge_client.ledger import Account
 from edge_client.ledger_db import SqliteLedger
+from edge_client.local_voice import LocalVoice
 from edge_client.model_store import ModelStore, load_bundled
 from edge_client.node_identity import SessionFile, load_identity
 from edge_client.participant import Participant, TrainedRound
@@ -30,6 +33,7 @@ from edge_client.personal_model import PersonalModel, compose_from
 from edge_client.process_worker import ProcessWorker
 from edge_client.registry_client import RegistryClient
 from edge_client.replies import FileReplyStore
+from edge_client.rollout import Rollout
 from edge_client.sample_store import SampleDatabase
 from edge_client.service import DeviceStatus, InferenceService, serve
 from edge_client.settings import EdgeConfig
@@ -37,7 +41,7 @@ from edge_client.state_folder import StateFolder
 from edge_client.supernode import NodeLoop
 from edge_client.worker_frames import ProcessSettings
 from fedge.durable import append_line
-from fedge.errors import ConfigError, FedgeError, ModelError, PrivacyError
+from fedge.errors import ConfigError, FedgeError, PrivacyError
 from fedge.flower_internals import NodeConnection
 from fedge.task import EdgeFiles
 
@@ -54,6 +58,7 @@ class Daemon:
         self._folder = StateFolder(config.state_dir)
         self._worker = ProcessWorker(ProcessSettings.of(config))
         self._registry: RegistryClient | None = None
+        self._rollout: Rollout | None = None
         self._node: NodeLoop | None = None
         self._participant: Participant | None = None
         self._ledger: SqliteLedger | None = None
@@ -97,7 +102,8 @@ class Daemon:
         replies, num_threads = FileReplyStore(self._folder.replies), config.inference.num_threads
         keep_versions, compose = config.registry.keep_versions, compose_from(replies)
         store = ModelStore(self._folder.models, key, keep_versions, compose=compose)
-        serving = self._make_serving(store)
+        serving = Serving()
+        rollout = self._open_models(stack, store, serving, samples)
         self._personal = PersonalModel(replies, store, serving, num_threads)
         server = serve(
             InferenceService(serving, samples, self.status), config.socket_path, config.inference
@@ -105,30 +111,43 @@ class Daemon:
         stack.callback(lambda: server.stop(SERVICE_GRACE_S).wait())
         self._registry = RegistryClient(
             config.registry,
-            store,
-            serving,
+            rollout,
             device=config.name or config.state_dir.name,
-            num_threads=num_threads,
+            node=load_device_id(self._folder.path),
         )
         self._registry.start()
         stack.callback(self._registry.stop)
         self._start_node(stack, replies)
         _log.info("ready on %s", config.socket_path)
 
-    def _make_serving(self, store: ModelStore) -> Serving:
+    def _open_models(
+        self, stack: ExitStack, store: ModelStore, serving: Serving, samples: SampleDatabase
+    ) -> Rollout:
         """Serve what is stored, else the model as shipped, else wait for a first version."""
-        num_threads = self._config.inference.num_threads
-        try:
-            return Serving(store.load_engine(num_threads))
-        except ModelError as error:
-            if store.versions():
-                _log.warning("%s", error)
+        models = self._config.models
+        rollout = Rollout(
+            store,
+            serving,
+            models,
+            guard=CrashGuard(self._folder.models, models.max_crashes),
+            voice=LocalVoice(samples, models),
+            fallback=self._load_shipped,
+            private=self._config.privacy.enabled,
+            num_threads=self._config.inference.num_threads,
+        )
+        rollout.open()
+        rollout.start()
+        stack.callback(rollout.stop)
+        self._rollout = rollout
+        return rollout
+
+    def _load_shipped(self) -> Engine | None:
         description = self._worker.describe()
-        if description.template:
-            files = EdgeFiles(Path(description.template), Path(description.plan))
-            return Serving(load_bundled(files, num_threads))
-        _log.warning("task %s ships no model: waiting for a first version", description.name)
-        return Serving(None)
+        if not description.template:
+            _log.warning("task %s ships no model: waiting for a first version", description.name)
+            return None
+        files = EdgeFiles(Path(description.template), Path(description.plan))
+        return load_bundled(files, self._config.inference.num_threads)
 
     def _start_node(self, stack: ExitStack, replies: FileReplyStore) -> None:
         """Take part in training, if a SuperLink is configured and the ledger is whole."""
@@ -169,8 +188,7 @@ class Daemon:
         """Return how this device is."""
         problems = [self._problem]
         problems += [part.problem for part in (self._node, self._participant) if part is not None]
-        if self._registry is not None:
-            problems.append(self._registry.problem)
+        problems += [part.problem for part in (self._registry, self._rollout) if part is not None]
         account = self._account()
         return DeviceStatus(
             connected=self._node is not None and self._node.connected,

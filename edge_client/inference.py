@@ -121,6 +121,11 @@ class Serving:
         self._num_failures = 0
 
     @property
+    def engine(self) -> Engine | None:
+        """The engine that the next request gets; None while there is no model yet."""
+        return self._engine
+
+    @property
     def version(self) -> Version:
         """The version that the next request gets.
 

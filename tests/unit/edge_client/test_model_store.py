@@ -292,7 +292,7 @@ def test_a_damaged_shared_file_is_asked_for_again_and_heals_the_store(tmp_path: 
     digest = Blob.of(TEMPLATE).digest
     (tmp_path / "blobs" / digest).write_bytes(TEMPLATE[:-1] + b"x")
     assert not store.has_blob(digest)
-    assert store.current() is None
+    assert open_store(tmp_path).current() is None
     store.install(*publish(2).args)
     assert [stored.version.round for stored in store.versions()] == [2, 1]
 
