@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from edge_client import model_cli
 from edge_client.settings import EdgeConfig
 from fedge.children import QUIET_ENVIRONMENT
 from fedge.cli import (
@@ -22,10 +23,12 @@ from fedge.cli import (
 from fedge.config import load
 
 app = make_app()
+app.add_typer(model_cli.app, name="model", help="Look at model versions, pin one, go back.")
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def serve(
+    context: typer.Context,
     config: ConfigOption = None,
     overrides: SetOption = None,
     check: CheckOption = False,
@@ -34,6 +37,8 @@ def serve(
 
     Predictions go on when the server is away. State is kept in state_dir.
     """
+    if context.invoked_subcommand is not None:
+        return
     os.environ.update(QUIET_ENVIRONMENT)  # before Flower is imported, which reads it
     setup_logging("fedge-edge")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every poll

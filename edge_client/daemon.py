@@ -13,10 +13,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
 from edge_client.client_app import make_client_app
 from edge_client.crash_guard import CrashGuard
 from edge_client.device_id import load_device_id
@@ -32,6 +28,7 @@ from edge_client.pending_message import PendingMessage
 from edge_client.personal_model import PersonalModel, compose_from
 from edge_client.process_worker import ProcessWorker
 from edge_client.registry_client import RegistryClient
+from edge_client.release_public_key import load_release_key as load_release_key
 from edge_client.replies import FileReplyStore
 from edge_client.rollout import Rollout
 from edge_client.sample_store import SampleDatabase
@@ -41,7 +38,7 @@ from edge_client.state_folder import StateFolder
 from edge_client.supernode import NodeLoop
 from edge_client.worker_frames import ProcessSettings
 from fedge.durable import append_line
-from fedge.errors import ConfigError, FedgeError, PrivacyError
+from fedge.errors import FedgeError, PrivacyError
 from fedge.flower_internals import NodeConnection
 from fedge.task import EdgeFiles
 
@@ -214,23 +211,3 @@ class Daemon:
             _log.warning("cannot note a round in %s: %s", self._folder.rounds, error.strerror)
         if self._personal is not None:
             self._personal.refresh(trained.run)
-
-
-def load_release_key(path: Path | None) -> Ed25519PublicKey | None:
-    """Return the pinned release key, None when none is configured.
-
-    Raises:
-        ConfigError: the file is not an Ed25519 public key in PEM.
-    """
-    if path is None:
-        return None
-    name = "registry.release_public_key"
-    try:
-        key = load_pem_public_key(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", key=name) from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{path} is not a public key in PEM", key=name) from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise ConfigError(f"{path} is not an Ed25519 key: take the server's .pub file", key=name)
-    return key

@@ -20,6 +20,7 @@ from protos.fedge.v1.registry_pb2_grpc import ModelRegistryStub
 from server.export import ExportedModel
 from server.publisher import Publisher
 from server.registry import RegistryServer
+from server.staging import Staging
 from tests.tls_files import make_tls
 
 DEADLINE_S = 30.0
@@ -45,7 +46,7 @@ def publisher(tmp_path: Path) -> Publisher:
 
 @pytest.fixture
 def served(publisher: Publisher) -> Iterator[tuple[RegistryServer, str]]:
-    server = RegistryServer(publisher, "127.0.0.1:0", TlsConfig())
+    server = RegistryServer(Staging(publisher), "127.0.0.1:0", TlsConfig())
     port = server.start()
     yield server, f"127.0.0.1:{port}"
     server.stop()
@@ -113,7 +114,7 @@ def test_over_tls_only_those_who_trust_its_authority_are_served(
 ) -> None:
     server_tls, client_tls = make_tls(tmp_path)
     publisher.publish(1, model(b"1" * 8))
-    server = RegistryServer(publisher, "127.0.0.1:0", server_tls)
+    server = RegistryServer(Staging(publisher), "127.0.0.1:0", server_tls)
     address = f"127.0.0.1:{server.start()}"
     try:
         with client_channel(address, client_tls) as channel:
@@ -180,13 +181,13 @@ def test_an_unknown_digest_is_not_found_and_a_path_is_invalid(
 def test_a_taken_port_is_a_config_error(
     publisher: Publisher, served: tuple[RegistryServer, str]
 ) -> None:
-    second = RegistryServer(publisher, served[1], TlsConfig())
+    second = RegistryServer(Staging(publisher), served[1], TlsConfig())
     with pytest.raises(ConfigError, match="cannot serve on"):
         second.start()
 
 
 def test_stopping_ends_the_watchers_streams(publisher: Publisher) -> None:
-    server = RegistryServer(publisher, "127.0.0.1:0", TlsConfig())
+    server = RegistryServer(Staging(publisher), "127.0.0.1:0", TlsConfig())
     address = f"127.0.0.1:{server.start()}"
     with client_channel(address, TlsConfig()) as channel:
         stream = ModelRegistryStub(channel).Watch(watch(), timeout=DEADLINE_S)
