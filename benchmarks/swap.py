@@ -7,11 +7,14 @@ on a Unix socket. Each answer is compared with what the version that it names mu
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ NUM_VERSIONS = 8  # different weights, published over and over as new rounds
 PAUSE_S = 0.001  # between two requests of one client
 SWAP_PAUSE_S = 0.02
 TOLERANCE = 1e-4
+START_S = 60.0
 
 
 @dataclass
@@ -49,6 +53,21 @@ class Answers:
     latencies_ms: list[float] = field(default_factory=list)
     failed: int = 0
     mixed: int = 0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What each version answers, by its digest."""
+
+    inputs: Array
+    answers: dict[str, Array]
+
+    def fits(self, which: int, output: Array, digest: str) -> bool:
+        """Tell whether an answer is exactly that of the version it names."""
+        if digest not in self.answers:
+            return False
+        expected = self.answers[digest][which]
+        return bool(np.abs(output - expected).max() <= TOLERANCE * np.abs(expected).max())
 
 
 Ask = Callable[[Array], tuple[Array, str]]
@@ -66,7 +85,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "setup": (
             f"MLPs of 1 and 10 MB, {swaps} signed versions each taken by the daemon's rollout "
             f"{1000 * SWAP_PAUSE_S:g} ms apart; two clients, one in the process and one over gRPC "
-            f"on a Unix socket, ask {1000 * PAUSE_S:g} ms after each answer; p99.9 is the worse of "
+            f"on a Unix socket from a process of its own, ask {1000 * PAUSE_S:g} ms after each answer; p99.9 is the worse of "
             "both clients' and both sizes', during swaps alone; swap is patch, interpreter and its "
             "first call, a median; take is all of it, signature to pointer"
         ),
@@ -74,6 +93,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "failed": sum(result["failed"] for result in results.values()),
         "mixed": sum(result["mixed"] for result in results.values()),
         "p999_ms": max(result["p999_ms"] for result in results.values()),
+        "p999_idle_ms": max(result["p999_idle_ms"] for result in results.values()),
         "swap_ms_1mb": results["1mb"]["swap_ms"],
         "swap_ms_10mb": results["10mb"]["swap_ms"],
         "table": results,
@@ -100,17 +120,14 @@ def _measure_device(
     rollout = Rollout(store, serving, ModelsConfig(), guard=guard)
     first = versions[0].as_round(0, key)
     rollout.take(first.content, first.signature, first.blobs)
+    socket, takes = folder / "inference.sock", list[float]()
     with SampleDatabase(folder / "samples.db", StoreConfig()) as samples:
-        service = InferenceService(serving, samples, DeviceStatus)
-        server = serve(service, folder / "inference.sock", InferenceConfig())
-        clients = {
-            "process": _ask_in_process(serving),
-            "grpc": _ask_over_grpc(folder / "inference.sock"),
-        }
+        server = serve(InferenceService(serving, samples, DeviceStatus), socket, InferenceConfig())
         try:
-            idle = _load(model, clients, lambda: time.sleep(2.0 if swaps > QUICK_SWAPS else 0.2))
-            takes: list[float] = []
-            busy = _load(model, clients, lambda: _swap(rollout, versions, key, swaps, takes))
+            idle = _load(model, serving, socket, lambda: time.sleep(0.02 * swaps))
+            busy = _load(
+                model, serving, socket, lambda: _swap(rollout, versions, key, swaps, takes)
+            )
         finally:
             server.stop(None).wait()
     return {
@@ -118,6 +135,7 @@ def _measure_device(
         "failed": sum(answers.failed for answers in busy.values()),
         "mixed": sum(answers.mixed for answers in busy.values()),
         "p999_ms": max(_percentile(answers, 99.9) for answers in busy.values()),
+        "p999_idle_ms": max(_percentile(answers, 99.9) for answers in idle.values()),
         "predictions": sum(len(answers.latencies_ms) for answers in busy.values()),
         "latency_ms": {
             name: {
@@ -128,7 +146,7 @@ def _measure_device(
                 "swapping_p999": _percentile(busy[name], 99.9),
                 "swapping_max": _percentile(busy[name], 100),
             }
-            for name in clients
+            for name in busy
         },
         "swap_ms": _time_swap(model, 10 if swaps == QUICK_SWAPS else 100),
         "take_ms": float(np.median(takes)),
@@ -165,44 +183,59 @@ def _time_swap(model: Architecture, repeats: int) -> float:
 
 
 def _load(
-    model: Architecture, clients: dict[str, Ask], work: Callable[[], None]
+    model: Architecture, serving: Serving, socket: Path, work: Callable[[], None]
 ) -> dict[str, Answers]:
-    """Return what each client saw while some work was done."""
-    done = threading.Event()
-    seen = {name: Answers() for name in clients}
-    threads = [
-        threading.Thread(target=_ask_on, args=(model, ask, seen[name], done))
-        for name, ask in clients.items()
-    ]
-    for thread in threads:
-        thread.start()
+    """Return what a client in this process and one of its own saw while some work was done."""
+    spawn = multiprocessing.get_context("spawn")
+    done, ready, ours = spawn.Event(), spawn.Event(), Answers()
+    receiver, sender = spawn.Pipe(duplex=False)
+    expect = Expected(model.inputs, model.answers)
+    process = spawn.Process(target=_ask_from_outside, args=(socket, expect, ready, done, sender))
+    thread = threading.Thread(target=_ask_on, args=(expect, _ask_in_process(serving), ours, done))
+    process.start()
     try:
+        if not ready.wait(START_S):
+            raise CannotRun("the client's process does not start")
+        thread.start()
         work()
     finally:
         done.set()
-        for thread in threads:
+        if thread.is_alive():
             thread.join()
-    return seen
+    theirs: Answers = receiver.recv()
+    process.join()
+    return {"process": ours, "grpc": theirs}
 
 
-def _ask_on(model: Architecture, ask: Ask, answers: Answers, done: threading.Event) -> None:
+def _ask_from_outside(
+    socket: Path, expect: Expected, ready: Event, done: Event, sender: Connection
+) -> None:
+    """Be a client in a process of its own."""
+    answers = Answers()
+    ask = _ask_over_grpc(socket)
+    _ask_on(expect, ask, Answers(), done, most=1)  # connects
+    ready.set()
+    _ask_on(expect, ask, answers, done)
+    sender.send(answers)
+
+
+def _ask_on(
+    expect: Expected, ask: Ask, answers: Answers, done: Event, most: int | None = None
+) -> None:
     """Ask again and again; compare each answer with that of exactly the version it names."""
     asked = 0
-    while not done.is_set():
-        which = asked % len(model.inputs)
+    while not done.is_set() and asked != most:
+        which = asked % len(expect.inputs)
         asked += 1
         started = time.perf_counter()
         try:
-            output, digest = ask(model.inputs[which])
+            output, digest = ask(expect.inputs[which])
         except Exception as error:
             answers.failed += 1
             progress(f"failed: {error}")
         else:
             answers.latencies_ms.append(1000 * (time.perf_counter() - started))
-            expected = model.answers.get(digest)
-            scale = 1.0 if expected is None else float(np.abs(expected[which]).max())
-            if expected is None or np.abs(output - expected[which]).max() > TOLERANCE * scale:
-                answers.mixed += 1
+            answers.mixed += not expect.fits(which, output, digest)
         time.sleep(PAUSE_S)
 
 

@@ -16,7 +16,7 @@ from fedge.errors import ModelError
 from fedge.params import BYTES_PER_PARAMETER
 
 ENCODING = "order-zlib-1"
-_LEVEL = 1  # higher levels take several times as long and save less than one percent more
+_LEVEL = 1  # higher ones take several times as long and save one or two points more
 _SIGN = np.uint32(1 << 31)
 _Words = npt.NDArray[np.uint32]
 
