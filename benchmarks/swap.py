@@ -85,8 +85,8 @@ def measure(*, quick: bool) -> dict[str, Any]:
         "setup": (
             f"MLPs of 1 and 10 MB, {swaps} signed versions each taken by the daemon's rollout "
             f"{1000 * SWAP_PAUSE_S:g} ms apart; two clients, one in the process and one over gRPC "
-            f"on a Unix socket from a process of its own, ask {1000 * PAUSE_S:g} ms after each answer; p99.9 is the worse of "
-            "both clients' and both sizes', during swaps alone; swap is patch, interpreter and its "
+            f"on a Unix socket from a process of its own, ask {1000 * PAUSE_S:g} ms after each "
+            "answer; p99.9 is the worst of both clients and both sizes, during swaps alone; swap is patch, interpreter and its "
             "first call, a median; take is all of it, signature to pointer"
         ),
         "swaps": sum(result["swaps"] for result in results.values()),

@@ -181,7 +181,7 @@ class RegistryClient:
         Raises:
             ModelError: they came whole and are not what was signed.
         """
-        current = self._rollout.store.current()
+        current = self._rollout.store.current() if self._rollout.names_version else None
         if current is None or current.manifest.weights.size_bytes != blob.size_bytes:
             return None
         parent = current.manifest.weights

@@ -99,6 +99,11 @@ class Rollout:
         except ModelError as error:
             log.warning("%s", error)
 
+    @property
+    def names_version(self) -> bool:
+        """Whether the server may see which version serves: not where private labels decide it."""
+        return not (self._private and self._voice is not None and self._config.max_metric_drop)
+
     def start(self) -> None:
         """Begin to watch over what is served, in a thread."""
         self._thread.start()
@@ -131,7 +136,8 @@ class Rollout:
         if current.id == id:
             if self._served != id:
                 self._serve_best()
-            self._note(id, Fate.SERVED, "")  # again: the server may not have heard it
+            if not self._private:
+                self._note(id, Fate.SERVED, "")  # again: the server may not have heard it
             return False
         same_run = current.manifest.run_name == manifest.run_name
         if same_run and manifest.round < current.manifest.round:
@@ -281,9 +287,9 @@ class Rollout:
     def _note(self, id: str, fate: Fate, reason: str, comparison: Comparison | None = None) -> None:
         """Tell the server, but nothing that follows from private labels."""
         if self._private and comparison is not None:
-            if comparison.reason:
+            if fate is Fate.ROLLED_BACK:
                 return
-            comparison = None
+            fate, reason, comparison = Fate.SERVED, "", None  # as without any labels
         outcome = Outcome(id, fate, reason)
         if comparison is not None:
             outcome = Outcome(

@@ -108,6 +108,7 @@ def test_versions_are_taken_served_and_told(tmp_path: Path) -> None:
         assert device.round == round
     assert device.fates == [(id_of(1), Fate.SERVED), (id_of(2), Fate.SERVED)]
     assert Device(tmp_path).round == 2
+    assert device.rollout.names_version
 
 
 def test_what_failed_is_told_and_the_version_before_goes_on(tmp_path: Path) -> None:
@@ -185,7 +186,9 @@ def test_of_private_labels_the_server_hears_nothing(tmp_path: Path, later: bool)
     with pytest.raises(ModelError, match="was refused here"):
         device.take(publish(2))
     assert device.round == 1
-    assert {fate for _, fate in device.fates} == {Fate.SERVED}
+    # The very reports of a device whose labels have nothing against the version.
+    assert device.fates == [(id_of(1), Fate.SERVED), (id_of(2), Fate.SERVED)]
+    assert not device.rollout.names_version
     assert all(outcome.metric is None and not outcome.reason for outcome in device.told)
 
 
