@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from edge_client.array_columns import empty_rows, unpack
 from edge_client.database import mapped_errors, open_read_only
+from edge_client.sample_schema import MIGRATIONS
+from edge_client.sequences import SeenSequences, read_sources
 from edge_client.settings import StoreConfig
 from fedge.closing import Closing
 from fedge.task import Examples, Split
@@ -22,32 +25,30 @@ log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
-MIGRATIONS = (
-    (
-        """CREATE TABLE samples (
-            sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-            id TEXT NOT NULL UNIQUE,
-            split_position REAL NOT NULL,
-            added_at REAL NOT NULL,
-            size_bytes INTEGER NOT NULL,
-            input_dtype TEXT NOT NULL, input_shape TEXT NOT NULL,
-            input BLOB NOT NULL, input_crc INTEGER NOT NULL,
-            target_dtype TEXT, target_shape TEXT, target BLOB, target_crc INTEGER
-        )""",
-        "CREATE INDEX samples_by_age ON samples (added_at, target_dtype)",
-        "CREATE TABLE totals (size_bytes INTEGER NOT NULL)",
-        "INSERT INTO totals VALUES (0)",
-        """CREATE TRIGGER sample_added AFTER INSERT ON samples
-            BEGIN UPDATE totals SET size_bytes = size_bytes + NEW.size_bytes; END""",
-        """CREATE TRIGGER sample_removed AFTER DELETE ON samples
-            BEGIN UPDATE totals SET size_bytes = size_bytes - OLD.size_bytes; END""",
-        """CREATE TRIGGER sample_resized AFTER UPDATE OF size_bytes ON samples
-            BEGIN UPDATE totals
-            SET size_bytes = size_bytes + NEW.size_bytes - OLD.size_bytes; END""",
-    ),
-)
 _SHAPES = "input_dtype, input_shape, target_dtype, target_shape"
 _IN_SPLIT = "target IS NOT NULL AND added_at >= ? AND split_position >= ? AND split_position < ?"
+
+
+@dataclass(frozen=True)
+class StoreFigures:
+    """What a sample database holds and has seen.
+
+    Attributes:
+        labelled, unlabelled: samples stored.
+        size_bytes: what they take; `max_bytes` bounds it.
+        waiting_labels: labels whose sample has not come.
+        offered: samples that ever got a label.
+        duplicates: samples dropped because they had come before.
+        sources: what each numbered source has sent, by name.
+    """
+
+    labelled: int
+    unlabelled: int
+    size_bytes: int
+    waiting_labels: int
+    offered: int
+    duplicates: int
+    sources: dict[str, SeenSequences]
 
 
 def split_position(sample_id: str) -> float:
@@ -99,6 +100,17 @@ class SampleReader(Closing):
                 (self._clock() - self._config.max_age_s,),
             ).fetchone()
         return labelled, total - labelled
+
+    def figures(self) -> StoreFigures:
+        """Return what is stored and what has been."""
+        labelled, unlabelled = self.counts()
+        with self._lock, mapped_errors(self._path):
+            size_bytes, offered, duplicates, waiting = self._connection.execute(
+                "SELECT size_bytes, offered, duplicates, "
+                "(SELECT count(*) FROM waiting_labels) FROM totals"
+            ).fetchone()
+            sources = read_sources(self._connection)
+        return StoreFigures(labelled, unlabelled, size_bytes, waiting, offered, duplicates, sources)
 
     def close(self) -> None:
         """Close the file."""

@@ -1,27 +1,53 @@
 """The device's own samples, in one SQLite file that never leaves the device.
 
 A sample is an input with an id, and a target once somebody labels it. The database is bounded in
-bytes and age; the oldest samples go first.
+bytes and age; `edge_client.retention` says what goes first.
 """
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import threading
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy.typing as npt
 
 from edge_client.array_columns import ArrayColumns, pack
 from edge_client.database import mapped_errors, open_database, transaction
-from edge_client.sample_reader import MIGRATIONS, Clock, SampleReader, split_position
+from edge_client.retention import LABELLED_SHARE, RETENTIONS, draw_number
+from edge_client.sample_reader import Clock, SampleReader, StoreFigures, split_position
+from edge_client.sample_schema import MIGRATIONS
+from edge_client.sequences import MAX_SEQUENCE, SourceBook
 from edge_client.settings import StoreConfig
+from edge_client.waiting_labels import WaitingLabels
 from fedge.closing import Closing
 from fedge.errors import InvalidSample, UnknownSample
 from fedge.task import Examples, Split
 
+log = logging.getLogger(__name__)
+
 MAX_ID_BYTES = 256
 ROW_OVERHEAD_BYTES = 128  # what SQLite and the other columns take, roughly
+
+
+@dataclass(frozen=True)
+class PreparedSample:
+    """A sample that was checked and can be stored; `SampleDatabase.prepare` makes it."""
+
+    sample_id: str
+    input: ArrayColumns
+    target: ArrayColumns | None
+    source: str
+    sequence: int | None
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes without its target."""
+        return ROW_OVERHEAD_BYTES + len(self.sample_id.encode()) + self.input.size_bytes
 
 
 class SampleDatabase(Closing):
@@ -34,72 +60,124 @@ class SampleDatabase(Closing):
         config: bounds and the held-out share. A larger share later moves samples that were
             trained on into the holdout.
         clock: seconds since 1970, for the bound in age.
+        draw: numbers uniform in [0, 1) that decide what a reservoir keeps.
 
     Raises:
         StoreError: the file cannot be used; any method may raise it too.
     """
 
-    def __init__(self, path: Path, config: StoreConfig, clock: Clock = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: StoreConfig,
+        clock: Clock = time.time,
+        draw: Callable[[], float] = draw_number,
+    ) -> None:
         self._path = path
         self._config = config
         self._clock = clock
+        self._draw = draw
+        self._retention = RETENTIONS[config.retention]()
         self._lock = threading.Lock()
         self._connection = open_database(path, MIGRATIONS)
+        self._waiting = WaitingLabels(self._connection, config.max_bytes)
         self._reader = SampleReader(path, config, clock)
         with self._lock, mapped_errors(path), transaction(self._connection):
             self._remove_expired()
-            self._remove_oldest()
+            self._make_room("")
 
     def add(
-        self, sample_id: str, inputs: npt.ArrayLike, target: npt.ArrayLike | None = None
-    ) -> None:
-        """Keep a sample; one whose id is known keeps its first input and takes a given target.
+        self,
+        sample_id: str,
+        inputs: npt.ArrayLike,
+        target: npt.ArrayLike | None = None,
+        *,
+        source: str = "",
+        sequence: int | None = None,
+    ) -> bool:
+        """Keep a sample; returns whether it is new. See `prepare` and `add_many`."""
+        sample = self.prepare(sample_id, inputs, target, source=source, sequence=sequence)
+        return self.add_many([sample])[0]
 
-        So a sample that is delivered twice is kept once.
+    def prepare(
+        self,
+        sample_id: str,
+        inputs: npt.ArrayLike,
+        target: npt.ArrayLike | None = None,
+        *,
+        source: str = "",
+        sequence: int | None = None,
+    ) -> PreparedSample:
+        """Check a sample for `add_many`; nothing is stored yet.
 
         Args:
             sample_id: unique on this device; also decides the split.
             inputs: one example, without batch dimension; floats are kept as float32, whole
                 numbers as int64.
             target: its label, if it is known already.
+            source: who numbers the samples, such as a topic. One whose numbers begin anew needs
+                a new name.
+            sequence: the sample's number there, from 0; None has none.
 
         Raises:
-            InvalidSample: the id is empty or too long; a value is not a finite number; or the
-                sample alone is larger than the whole database may be.
+            InvalidSample: the id or source is empty or too long; a number is out of range; a
+                value is not finite; or the sample alone is larger than the whole database may be.
         """
-        _check_id(sample_id)
+        _check_text(sample_id, "a sample id")
+        if sequence is not None:
+            _check_text(source, "a source")
+            if not 0 <= sequence <= MAX_SEQUENCE:
+                raise InvalidSample(f"sample {sample_id!r}: sequence {sequence} is out of range")
         packed = pack(inputs, f"sample {sample_id!r}: input")
         label = None if target is None else pack(target, f"sample {sample_id!r}: target")
-        size = ROW_OVERHEAD_BYTES + len(sample_id.encode()) + packed.size_bytes
-        row = (sample_id, split_position(sample_id), self._clock(), size, *packed.values)
+        sample = PreparedSample(sample_id, packed, label, source, sequence)
+        self._check_size(sample_id, sample.size_bytes + (label.size_bytes if label else 0))
+        return sample
+
+    def add_many(self, samples: Sequence[PreparedSample]) -> list[bool]:
+        """Keep samples in one step, which costs one wait for the disk; tells which are new.
+
+        A sample whose number came from its source before is dropped and counted. One whose id
+        is stored keeps its first input and takes a given target. New is also what the retention
+        does not keep.
+        """
         with self._lock, mapped_errors(self._path), transaction(self._connection):
             self._remove_expired()
+            book = SourceBook(self._connection)
+            added = [self._add(sample, book) for sample in samples]
+            book.save()
             self._connection.execute(
-                "INSERT INTO samples (id, split_position, added_at, size_bytes, input_dtype, "
-                "input_shape, input, input_crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT (id) DO NOTHING",
-                row,
+                "UPDATE totals SET duplicates = duplicates + ?", (added.count(False),)
             )
-            if label is not None:
-                self._set_target(sample_id, label)
-            self._make_room(sample_id)
+        return added
 
-    def label(self, sample_id: str, target: npt.ArrayLike) -> None:
-        """Give a sample its target, or another one.
+    def label(self, sample_id: str, target: npt.ArrayLike, *, wait: bool = False) -> bool:
+        """Give a sample its target, or another one; returns whether it is stored.
+
+        Args:
+            sample_id: the sample's.
+            target: its label.
+            wait: keep the label of a sample that is not stored until it comes; the oldest of
+                those labels make room for newer ones.
 
         Raises:
-            UnknownSample: there is no such sample (any more).
+            UnknownSample: there is no such sample (any more), and the label is not to wait.
             InvalidSample: the target is not a finite number, or the sample gets too large.
         """
+        _check_text(sample_id, "a sample id")
         label = pack(target, f"sample {sample_id!r}: target")
         with self._lock, mapped_errors(self._path), transaction(self._connection):
             self._remove_expired()
-            if not self._set_target(sample_id, label):
-                raise UnknownSample(
-                    f"no sample {sample_id!r} is stored: it was never added, or it made room for "
-                    "newer ones (store.max_bytes, store.max_age_s)"
-                )
-            self._make_room(sample_id)
+            if self._set_target(sample_id, label):
+                self._make_room(sample_id)
+                return True
+            if wait:
+                self._waiting.put(sample_id, label, self._clock())
+                return False
+            raise UnknownSample(
+                f"no sample {sample_id!r} is stored: it was never added, or it made room for "
+                "others (store.max_bytes, store.max_age_s, store.retention)"
+            )
 
     def labelled(self, split: Split) -> Examples:
         """Return the labelled samples of one split; see `SampleReader.labelled`."""
@@ -109,50 +187,102 @@ class SampleDatabase(Closing):
         """Return how many samples are labelled and how many are not."""
         return self._reader.counts()
 
+    def figures(self) -> StoreFigures:
+        """Return what is stored and what has been; see `SampleReader.figures`."""
+        return self._reader.figures()
+
     def close(self) -> None:
         """Close the file."""
         self._reader.close()
         with self._lock:
             self._connection.close()
 
-    def _set_target(self, sample_id: str, label: ArrayColumns) -> bool:
-        changed = self._connection.execute(
-            "UPDATE samples SET size_bytes = size_bytes - ifnull(length(target), 0) + ?, "
-            "target_dtype = ?, target_shape = ?, target = ?, target_crc = ? WHERE id = ?",
-            (label.size_bytes, *label.values, sample_id),
+    def _add(self, sample: PreparedSample, book: SourceBook) -> bool:
+        if sample.sequence is not None and not book.note(sample.source, sample.sequence):
+            return False
+        sample_id = sample.sample_id
+        row = (sample_id, split_position(sample_id), self._clock(), sample.size_bytes)
+        inserted = self._connection.execute(
+            "INSERT INTO samples (id, split_position, added_at, size_bytes, input_dtype, "
+            "input_shape, input, input_crc, draw) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (id) DO NOTHING",
+            (*row, *sample.input.values, self._draw()),
         )
-        return changed.rowcount > 0
+        label = sample.target or self._waiting.take(sample_id)
+        if label is not None:
+            try:
+                self._set_target(sample_id, label)
+            except InvalidSample as error:  # its stored input or its waiting label is larger
+                log.warning("a label is left out: %s", error)
+        self._make_room(sample_id)
+        return inserted.rowcount > 0
 
-    def _make_room(self, sample_id: str) -> None:
-        """Remove the oldest, or undo the step for a sample too large alone."""
-        row = self._connection.execute("SELECT size_bytes FROM samples WHERE id = ?", (sample_id,))
-        (size_bytes,) = row.fetchone()
+    def _set_target(self, sample_id: str, label: ArrayColumns) -> bool:
+        """Set a stored sample's target; a reservoir may then let the sample go."""
+        row = self._connection.execute(
+            "SELECT size_bytes - ifnull(length(target), 0), target_dtype, draw FROM samples "
+            "WHERE id = ?",
+            (sample_id,),
+        ).fetchone()
+        if row is None:
+            return False
+        size_bytes, known_dtype, draw = row
+        self._check_size(sample_id, size_bytes + label.size_bytes)
+        if known_dtype is None:
+            self._connection.execute("UPDATE totals SET offered = offered + 1")
+            if not self._retention.admits(self._connection, draw):
+                self._connection.execute("DELETE FROM samples WHERE id = ?", (sample_id,))
+                return True
+        self._connection.execute(
+            "UPDATE samples SET size_bytes = ?, target_dtype = ?, target_shape = ?, target = ?, "
+            "target_crc = ? WHERE id = ?",
+            (size_bytes + label.size_bytes, *label.values, sample_id),
+        )
+        return True
+
+    def _check_size(self, sample_id: str, size_bytes: int) -> None:
         if size_bytes > self._config.max_bytes:
             raise InvalidSample(
                 f"sample {sample_id!r} takes {size_bytes} bytes and the whole store may take "
                 f"{self._config.max_bytes}: raise store.max_bytes"
             )
-        self._remove_oldest()
 
     def _remove_expired(self) -> None:
         oldest = self._clock() - self._config.max_age_s
-        self._connection.execute("DELETE FROM samples WHERE added_at < ?", (oldest,))
+        expired = self._connection.execute("DELETE FROM samples WHERE added_at < ?", (oldest,))
+        self._waiting.remove_before(oldest)
+        if expired.rowcount:
+            self._retention.after_expiry(self._connection, self._config.max_bytes)
 
-    def _remove_oldest(self) -> None:
-        """Remove the oldest until the rest fits."""
-        while self._size_bytes() > self._config.max_bytes:
-            self._connection.execute(
-                "DELETE FROM samples WHERE sequence = (SELECT min(sequence) FROM samples)"
-            )
+    def _make_room(self, keep: str) -> None:
+        """Remove samples until the rest fits, the one of this id last."""
+        while True:
+            size_bytes, labelled_bytes = self._connection.execute(
+                "SELECT size_bytes, labelled_bytes FROM totals"
+            ).fetchone()
+            if size_bytes <= self._config.max_bytes:
+                return
+            finders = [self._oldest_unlabelled, self._retention.next_to_go]
+            if labelled_bytes > LABELLED_SHARE * self._config.max_bytes:
+                finders.reverse()
+            found = (finder(self._connection, keep) for finder in finders)
+            sequence = next(each for each in found if each is not None)
+            self._connection.execute("DELETE FROM samples WHERE sequence = ?", (sequence,))
 
-    def _size_bytes(self) -> int:
-        return int(self._connection.execute("SELECT size_bytes FROM totals").fetchone()[0])
+    @staticmethod
+    def _oldest_unlabelled(connection: sqlite3.Connection, keep: str) -> int | None:
+        row = connection.execute(
+            "SELECT sequence FROM samples WHERE target_dtype IS NULL AND id != ? "
+            "ORDER BY sequence LIMIT 1",
+            (keep,),
+        ).fetchone()
+        return None if row is None else int(row[0])
 
 
-def _check_id(sample_id: str) -> None:
+def _check_text(text: str, what: str) -> None:
     try:
-        length = len(sample_id.encode())
+        length = len(text.encode())
     except UnicodeEncodeError as error:
-        raise InvalidSample("a sample id is not valid text") from error
+        raise InvalidSample(f"{what} is not valid text") from error
     if not 1 <= length <= MAX_ID_BYTES:
-        raise InvalidSample(f"a sample id must have 1 to {MAX_ID_BYTES} bytes, got {length}")
+        raise InvalidSample(f"{what} must have 1 to {MAX_ID_BYTES} bytes, got {length}")

@@ -98,11 +98,14 @@ class StoreConfig:
 
     Attributes:
         holdout_fraction: share of samples (by a stable hash of the id) never trained on.
+        retention: which labelled samples stay when there is no room for all: the newest, or a
+            uniform sample of all that were ever labelled.
     """
 
     max_bytes: int = limited(64 * 1024 * 1024, ge=4096)
     max_age_s: float = limited(90 * 86400.0, gt=0)
     holdout_fraction: float = limited(0.1, ge=0, lt=1)
+    retention: str = limited("recency", choices=("recency", "reservoir"))
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import grpc
 import numpy as np
 
 from fedge.channels import client_channel, map_rpc_error, read_token
-from fedge.chunks import iter_chunks, join_chunks
+from fedge.chunks import iter_chunks, join_vector
 from fedge.errors import ConfigError, RefineError, TransportError
-from fedge.params import Layout, Vector, vector_digest
+from fedge.params import Layout, Vector
 from fedge.task import Task
 from fedge.weights import layout_of
 from protos.fedge.v1 import trainer_pb2 as pb
@@ -168,7 +168,7 @@ class GrpcRefiner:
     def _requests(self, weights: Vector, spec: RefineSpec) -> Iterator[pb.RefineRequest]:
         order = order_for(self._run_name, self._layout, weights, spec)
         yield pb.RefineRequest(spec=order_to_proto(order))
-        for chunk in iter_chunks(weights.tobytes()):
+        for chunk in iter_chunks(weights):
             yield pb.RefineRequest(weights=chunk)
 
     def _read_weights(
@@ -177,14 +177,9 @@ class GrpcRefiner:
         size = self._layout.size_bytes
         if summary.size_bytes != size:
             raise TransportError(f"{summary.size_bytes} bytes announced, the model has {size}")
-        content = join_chunks(
-            (_part(response, "weights") for response in responses),
-            size_bytes=size,
-            limit_bytes=size,
-            what="refined weights",
-        )
-        refined: Vector = np.frombuffer(content, np.float32).copy()
-        if vector_digest(refined) != summary.digest:
+        chunks = (_part(response, "weights") for response in responses)
+        refined, digest = join_vector(chunks, size_bytes=size, what="refined weights")
+        if digest != summary.digest:
             raise TransportError("the refined weights do not match their digest")
         if not _all_finite(refined, summary):
             raise TransportError("the refined weights or losses are not finite")

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import grpc
 import numpy as np
 
-from fedge.chunks import join_chunks
+from fedge.chunks import join_vector
 from fedge.errors import ConfigError, FedgeError, TransportError
-from fedge.params import Layout, Vector, vector_digest
+from fedge.params import Layout, Vector
 from fedge.protocol import PROTOCOL_VERSION, refusal
 from protos.fedge.v1 import trainer_pb2 as pb
 from server.trainer.objectives import OBJECTIVES
@@ -70,13 +70,10 @@ def receive_weights(chunks: Iterable[bytes], order: Order) -> Vector:
         Refused: INVALID_ARGUMENT: too many or too few bytes, other weights than the order's
             parent, or weights that are not finite.
     """
-    size = order.size_bytes
     try:
-        content = join_chunks(chunks, size_bytes=size, limit_bytes=size, what="weights")
+        weights, found = join_vector(chunks, size_bytes=order.size_bytes)
     except TransportError as error:
         raise _invalid(str(error)) from error
-    weights: Vector = np.frombuffer(content, np.float32).copy()
-    found = vector_digest(weights)
     if found != order.parent:
         raise _invalid(f"the weights' digest is {found[:12]}, announced was {order.parent[:12]}")
     if not np.isfinite(weights).all():

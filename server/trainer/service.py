@@ -71,7 +71,7 @@ class TrainerService(TrainerServicer):
             refinement.loss_last,
         )
         yield pb.RefineResponse(summary=summary_of(refinement))
-        for chunk in iter_chunks(refinement.weights.tobytes()):
+        for chunk in iter_chunks(refinement.weights):
             yield pb.RefineResponse(weights=chunk)
 
     def Search(  # noqa: N802
