@@ -86,8 +86,9 @@ def measure(*, quick: bool) -> dict[str, Any]:
             f"MLPs of 1 and 10 MB, {swaps} signed versions each taken by the daemon's rollout "
             f"{1000 * SWAP_PAUSE_S:g} ms apart; two clients, one in the process and one over gRPC "
             f"on a Unix socket from a process of its own, ask {1000 * PAUSE_S:g} ms after each "
-            "answer; p99.9 is the worst of both clients and both sizes, during swaps alone; swap is patch, interpreter and its "
-            "first call, a median; take is all of it, signature to pointer"
+            "answer; p99.9 is the worst of both clients and both sizes, during swaps alone; swap "
+            "is patch, interpreter and its first call, a median; take is all of it, signature to "
+            "pointer"
         ),
         "swaps": sum(result["swaps"] for result in results.values()),
         "failed": sum(result["failed"] for result in results.values()),
@@ -116,7 +117,7 @@ def _measure_device(
 ) -> dict[str, Any]:
     serving = Serving()
     store = ModelStore(folder / "models", key.public_key())
-    guard = CrashGuard(folder / "models", max_deaths=3)
+    guard = CrashGuard(folder / "models", max_crashes=3, max_kills=20)
     rollout = Rollout(store, serving, ModelsConfig(), guard=guard)
     first = versions[0].as_round(0, key)
     rollout.take(first.content, first.signature, first.blobs)

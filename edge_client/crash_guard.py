@@ -1,8 +1,9 @@
 """Versions under which the daemon dies: counted on disk, because the daemon is not there to see it.
 
 Before a version is given to the runtime its id is noted; a healthy while later, or at a clean
-stop, the note goes. A note found at the start is a death of that version. Where the version before
-dies as well, the fault lies elsewhere (power, memory, the machine) and no version is blamed.
+stop, the note goes. A note found at the start is a death of that version: a crash, or a kill from
+outside, of which it takes more to blame a version. Where the version before dies as well, the fault
+lies elsewhere (power, memory, the machine) and no version is blamed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Blame:
 @dataclass(frozen=True)
 class _Record:
     open: str = ""
-    deaths: dict[str, int] = field(default_factory=dict)
+    crashes: dict[str, int] = field(default_factory=dict)
+    kills: dict[str, int] = field(default_factory=dict)
     suspect: str = ""
     excused: bool = False
 
@@ -48,24 +50,35 @@ class CrashGuard:
 
     Args:
         folder: where the file is kept; must exist.
-        max_deaths: so many make a version refused; 0 counts nothing.
+        max_crashes: so many make a version refused; 0 counts nothing.
+        max_kills: so many deaths of any kind do.
     """
 
-    def __init__(self, folder: Path, max_deaths: int) -> None:
+    def __init__(self, folder: Path, max_crashes: int, max_kills: int) -> None:
         self._path = folder / FILE
-        self._max_deaths = max_deaths
+        self._max_crashes = max_crashes
+        self._max_kills = max_kills
         self._record = _Record()
 
-    def open(self) -> Blame:
-        """Count what the last process left; call once, before anything is served."""
-        if not self._max_deaths:
+    def open(self, *, crashed: bool) -> Blame:
+        """Count what the last process left; call once, before anything is served.
+
+        Args:
+            crashed: whether it died by itself; else it was killed, or stopped cleanly.
+        """
+        if not self._max_crashes:
             return Blame()
         record, blame = self._read(), Blame()
         died = record.open
         if died and not record.excused:
-            deaths = record.deaths.get(died, 0) + 1
-            record = replace(record, deaths={**record.deaths, died: deaths})
-            if deaths >= self._max_deaths:
+            crashes = record.crashes.get(died, 0) + crashed
+            kills = record.kills.get(died, 0) + (not crashed)
+            record = replace(
+                record,
+                crashes={**record.crashes, died: crashes},
+                kills={**record.kills, died: kills},
+            )
+            if crashes >= self._max_crashes or crashes + kills >= self._max_kills:
                 record, blame = _judge(record, died)
         self._write(replace(record, open=""))
         return blame
@@ -89,8 +102,12 @@ class CrashGuard:
     def _read(self) -> _Record:
         try:
             data: dict[str, Any] = json.loads(self._path.read_bytes())
-            deaths = {str(key): int(number) for key, number in data["deaths"].items()}
-            return _Record(str(data["open"]), deaths, str(data["suspect"]), bool(data["excused"]))
+            crashes, kills = (
+                {str(key): int(number) for key, number in data[kind].items()}
+                for kind in ("crashes", "kills")
+            )
+            suspect, excused = str(data["suspect"]), bool(data["excused"])
+            return _Record(str(data["open"]), crashes, kills, suspect, excused)
         except FileNotFoundError:
             return _Record()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -99,7 +116,7 @@ class CrashGuard:
 
     def _write(self, record: _Record) -> None:
         self._record = record
-        if not self._max_deaths:
+        if not self._max_crashes:
             return
         try:
             write_atomically(self._path, json.dumps(vars(record)).encode())

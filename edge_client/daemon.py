@@ -15,6 +15,7 @@ from pathlib import Path
 
 from edge_client.client_app import make_client_app
 from edge_client.crash_guard import CrashGuard
+from edge_client.crash_mark import CrashMark
 from edge_client.device_id import load_device_id
 from edge_client.held_weights import HeldWeights
 from edge_client.inference import Engine, Serving
@@ -126,13 +127,15 @@ class Daemon:
             store,
             serving,
             models,
-            guard=CrashGuard(self._folder.models, models.max_crashes),
+            guard=CrashGuard(self._folder.models, models.max_crashes, models.max_kills),
             voice=LocalVoice(samples, models),
             fallback=self._load_shipped,
             private=self._config.privacy.enabled,
             num_threads=self._config.inference.num_threads,
         )
-        rollout.open()
+        mark = CrashMark(self._folder.models)
+        stack.callback(mark.close)
+        rollout.open(crashed=mark.take())
         rollout.start()
         stack.callback(rollout.stop)
         self._rollout = rollout

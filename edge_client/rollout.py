@@ -85,10 +85,14 @@ class Rollout:
             while self._untold:
                 tell(self._untold.pop(0))
 
-    def open(self) -> None:
-        """Serve the version to begin with: what is stored, else what was shipped, else none."""
+    def open(self, *, crashed: bool = False) -> None:
+        """Serve the version to begin with: what is stored, else what was shipped, else none.
+
+        Args:
+            crashed: whether the last process died by itself.
+        """
         if self._guard is not None:
-            blame = self._guard.open()
+            blame = self._guard.open(crashed=crashed)
             if blame.allow:
                 log.warning("the version before dies too: %.12s is served again", blame.allow)
                 self.store.choices.allow(blame.allow)

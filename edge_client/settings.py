@@ -64,8 +64,9 @@ class ModelsConfig:
         max_metric_drop: a version is left if the metric on this device's labelled holdout samples
             (accuracy, or R² of numbers) is surely lower by more than this; 0 does not look.
         min_labelled: fewer labelled holdout samples say nothing.
-        max_crashes: deaths of the daemon within ``healthy_s`` of serving a version, one after the
+        max_crashes: crashes of the daemon within ``healthy_s`` of serving a version, one after the
             other, that make it the version's fault; 0 does not count them.
+        max_kills: the same for deaths of any kind, kills and power cuts too.
         probation_s: seconds after a swap in which the metric is looked at as labels come in.
         check_s: seconds between such looks.
     """
@@ -73,6 +74,7 @@ class ModelsConfig:
     max_metric_drop: float = limited(0.1, ge=0, le=1)
     min_labelled: int = limited(30, ge=2)
     max_crashes: int = limited(3, ge=0)
+    max_kills: int = limited(20, ge=1)
     healthy_s: float = limited(60.0, gt=0)
     probation_s: float = limited(3600.0, ge=0)
     check_s: float = limited(30.0, gt=0)

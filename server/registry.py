@@ -21,7 +21,7 @@ from fedge.settings import TlsConfig
 from fedge.weight_delta import ENCODING
 from protos.fedge.v1 import registry_pb2, registry_pb2_grpc
 from server.differences import Differences
-from server.publisher import DIGEST, PublishedVersion
+from server.publisher import DIGEST, PublishedVersion, Publisher
 from server.staging import Staging
 
 log = logging.getLogger(__name__)
@@ -140,10 +140,13 @@ class RegistryServer:
 
     Args:
         address: ``host:port`` to serve on.
+        staging: who gets which version; None sends each to all.
     """
 
-    def __init__(self, staging: Staging, address: str, tls: TlsConfig) -> None:
-        self._staging = staging
+    def __init__(
+        self, publisher: Publisher, address: str, tls: TlsConfig, staging: Staging | None = None
+    ) -> None:
+        self._staging = staging or Staging(publisher)
         self._address = address
         self._tls = tls
         self._loop = asyncio.new_event_loop()

@@ -126,7 +126,8 @@ class Supervisor:
         )
         events = EventLog(config.run_dir)
         staging = Staging(publisher, config.registry.canary, events.append)
-        registry = RegistryServer(staging, config.registry.address, config.registry.tls)
+        address, tls = config.registry.address, config.registry.tls
+        registry = RegistryServer(publisher, address, tls, staging)
         registry.start()
         stack.callback(registry.stop)
         log.info(

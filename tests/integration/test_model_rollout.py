@@ -60,9 +60,9 @@ class Device:
                 start_new_session=True,
             )
 
-    def kill(self) -> None:
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            os.kill(self.process.pid, number)
             self.process.wait()
 
     def stop(self) -> int:
@@ -109,6 +109,21 @@ def device(tmp_path: Path, registry: Registry) -> Iterator[Device]:
     device.kill()
 
 
+def test_kills_from_outside_are_not_held_against_a_version(
+    registry: Registry, device: Device
+) -> None:
+    for round in (1, 2):
+        registry.publish(make_version(registry, round))
+        device.start()
+        device.wait_for(round)
+        device.kill()
+    for _ in range(4):
+        device.start()
+        device.wait_for(2)
+        device.kill()
+    assert "crashed" not in device.log
+
+
 def test_a_version_that_the_daemon_dies_under_is_left_and_the_server_hears_of_it(
     registry: Registry, device: Device
 ) -> None:
@@ -120,9 +135,10 @@ def test_a_version_that_the_daemon_dies_under_is_left_and_the_server_hears_of_it
     for _ in range(3):
         device.start()
         device.wait_for(2)
-        device.kill()
+        device.kill(signal.SIGABRT)
     device.start()
     device.wait_for(1)
+    assert "the last process crashed:\nFatal Python error: Aborted" in device.log
     wait_until(
         lambda: registry_pb2.FATE_ROLLED_BACK in [report.fate for report in registry.reports],
         "the server is told",

@@ -7,13 +7,13 @@ import pytest
 from edge_client.crash_guard import FILE, Blame, CrashGuard
 
 
-def start(folder: Path, max_deaths: int = 3) -> tuple[CrashGuard, Blame]:
-    guard = CrashGuard(folder, max_deaths)
-    return guard, guard.open()
+def start(folder: Path, max_crashes: int = 3, *, crashed: bool = True) -> tuple[CrashGuard, Blame]:
+    guard = CrashGuard(folder, max_crashes, max_kills=6)
+    return guard, guard.open(crashed=crashed)
 
 
 def die(folder: Path, version: str, times: int = 1) -> Blame:
-    """Let processes die that serve a version; return what the next one is told."""
+    """Let processes crash that serve a version; return what the next one is told."""
     for _ in range(times):
         start(folder)[0].trying(version)
     return start(folder)[1]
@@ -25,6 +25,23 @@ def test_a_version_is_blamed_for_the_third_death_in_a_row(tmp_path: Path) -> Non
         guard.trying("v")
         guard, blame = start(tmp_path)
         assert blame == expected
+
+
+def test_of_kills_from_outside_it_takes_more(tmp_path: Path) -> None:
+    guard, blame = start(tmp_path)
+    for expected in [Blame()] * 5 + [Blame(refuse="v")]:
+        guard.trying("v")
+        guard, blame = start(tmp_path, crashed=False)
+        assert blame == expected
+
+
+def test_crashes_and_kills_add_up(tmp_path: Path) -> None:
+    guard, blame = start(tmp_path)
+    for crashed in (True, False, False, True, False, False):
+        assert blame == Blame()
+        guard.trying("v")
+        guard, blame = start(tmp_path, crashed=crashed)
+    assert blame == Blame(refuse="v")
 
 
 def test_a_healthy_while_or_a_clean_stop_is_no_death(tmp_path: Path) -> None:
@@ -84,13 +101,13 @@ def test_a_version_that_is_blamed_after_a_healthy_while_is_another_case(tmp_path
 
 def test_zero_deaths_count_nothing_and_write_nothing(tmp_path: Path) -> None:
     for _ in range(5):
-        guard, blame = start(tmp_path, max_deaths=0)
+        guard, blame = start(tmp_path, max_crashes=0)
         guard.trying("v")
         assert blame == Blame()
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"open": 1, "deaths": []}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"open": 1, "crashes": []}', b"\xff"])
 def test_a_damaged_file_counts_as_none(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

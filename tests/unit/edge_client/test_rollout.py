@@ -52,7 +52,7 @@ class Device:
         self.labels = Labels()
         self.store = ModelStore(folder / "models", KEY.public_key())
         self.serving = Serving()
-        self.guard = CrashGuard(folder / "models", CONFIG.max_crashes)
+        self.guard = CrashGuard(folder / "models", CONFIG.max_crashes, CONFIG.max_kills)
         self.told: list[Outcome] = []
         self.rewatched = 0
         self.rollout = Rollout(
@@ -65,7 +65,7 @@ class Device:
             private=private,
             clock=lambda: self.now,
         )
-        self.rollout.open()
+        self.rollout.open(crashed=True)  # if it died at all
         self.rollout.listen(self.told.append, self._rewatch)
 
     def _rewatch(self) -> None:

@@ -59,7 +59,7 @@ def publisher(tmp_path: Path) -> Publisher:
 
 @pytest.fixture
 def served(publisher: Publisher) -> Iterator[tuple[RegistryServer, str]]:
-    server = RegistryServer(Staging(publisher), "127.0.0.1:0", TlsConfig())
+    server = RegistryServer(publisher, "127.0.0.1:0", TlsConfig())
     port = server.start()
     yield server, f"127.0.0.1:{port}"
     server.stop()
@@ -127,7 +127,7 @@ def test_over_tls_only_those_who_trust_its_authority_are_served(
 ) -> None:
     server_tls, client_tls = make_tls(tmp_path)
     publisher.publish(1, model(b"1" * 8))
-    server = RegistryServer(Staging(publisher), "127.0.0.1:0", server_tls)
+    server = RegistryServer(publisher, "127.0.0.1:0", server_tls)
     address = f"127.0.0.1:{server.start()}"
     try:
         with client_channel(address, client_tls) as channel:
@@ -194,13 +194,13 @@ def test_an_unknown_digest_is_not_found_and_a_path_is_invalid(
 def test_a_taken_port_is_a_config_error(
     publisher: Publisher, served: tuple[RegistryServer, str]
 ) -> None:
-    second = RegistryServer(Staging(publisher), served[1], TlsConfig())
+    second = RegistryServer(publisher, served[1], TlsConfig())
     with pytest.raises(ConfigError, match="cannot serve on"):
         second.start()
 
 
 def test_stopping_ends_the_watchers_streams(publisher: Publisher) -> None:
-    server = RegistryServer(Staging(publisher), "127.0.0.1:0", TlsConfig())
+    server = RegistryServer(publisher, "127.0.0.1:0", TlsConfig())
     address = f"127.0.0.1:{server.start()}"
     with client_channel(address, TlsConfig()) as channel:
         stream = ModelRegistryStub(channel).Watch(watch(), timeout=DEADLINE_S)
@@ -239,7 +239,7 @@ def test_canaries_are_sent_a_version_first_and_their_reports_withdraw_it(
 ) -> None:
     publisher.publish(1, model(b"1" * 8))
     staging = Staging(publisher, CanaryConfig(fraction=0.5, trial_s=600.0))
-    server = RegistryServer(staging, "127.0.0.1:0", TlsConfig())
+    server = RegistryServer(publisher, "127.0.0.1:0", TlsConfig(), staging)
     address = f"127.0.0.1:{server.start()}"
     canary, other = (
         next(n for n in map(str, range(99)) if is_canary(n, 2, 0.5) == drawn)
