@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from edge_client import model_cli
 from edge_client.samples_cli import samples_app
 from edge_client.settings import EdgeConfig
 from fedge.channels import check_socket_path
@@ -28,6 +29,7 @@ from fedge.service_manager import ServiceManager
 
 app = make_app()
 app.add_typer(samples_app, name="samples")
+app.add_typer(model_cli.app, name="model", help="Look at model versions, pin one, go back.")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -14,15 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
 from edge_client.client_app import make_client_app
+from edge_client.crash_guard import CrashGuard
+from edge_client.crash_mark import CrashMark
+from edge_client.device_id import load_device_id
 from edge_client.held_weights import HeldWeights
-from edge_client.inference import Serving
+from edge_client.inference import Engine, Serving
 from edge_client.ledger import Account
 from edge_client.ledger_db import SqliteLedger
+from edge_client.local_voice import LocalVoice
 from edge_client.model_store import ModelStore, load_bundled
 from edge_client.node_identity import SessionFile, load_identity
 from edge_client.opened_later import OpenedLater
@@ -34,7 +34,9 @@ from edge_client.process_figures import resident_bytes
 from edge_client.process_worker import ProcessWorker
 from edge_client.readings_service import ReadingsServer
 from edge_client.registry_client import RegistryClient
+from edge_client.release_public_key import load_release_key as load_release_key
 from edge_client.replies import FileReplyStore
+from edge_client.rollout import Rollout
 from edge_client.sample_store import SampleDatabase
 from edge_client.service import DeviceStatus, InferenceService, serve
 from edge_client.settings import EdgeConfig
@@ -44,7 +46,7 @@ from edge_client.window_stream import WindowStream
 from edge_client.worker_frames import ProcessSettings
 from fedge.channels import check_socket_path
 from fedge.durable import append_line
-from fedge.errors import ConfigError, FedgeError, ModelError, PrivacyError
+from fedge.errors import ConfigError, FedgeError, PrivacyError
 from fedge.flower_internals import NodeConnection
 from fedge.service_manager import ServiceManager
 from fedge.task import EdgeFiles
@@ -65,6 +67,7 @@ class Daemon:
         self._folder = StateFolder(config.state_dir)
         self._worker = ProcessWorker(ProcessSettings.of(config))
         self._registry: RegistryClient | None = None
+        self._rollout: Rollout | None = None
         self._node: NodeLoop | None = None
         self._participant: Participant | None = None
         self._ledger: SqliteLedger | None = None
@@ -111,7 +114,8 @@ class Daemon:
         replies, num_threads = FileReplyStore(self._folder.replies), config.inference.num_threads
         keep_versions, compose = config.registry.keep_versions, compose_from(replies)
         store = ModelStore(self._folder.models, key, keep_versions, compose=compose)
-        serving = self._make_serving(store)
+        serving = Serving()
+        rollout = self._open_models(stack, store, serving, samples)
         self._personal = PersonalModel(replies, store, serving, num_threads)
         server = serve(
             InferenceService(
@@ -123,10 +127,9 @@ class Daemon:
         stack.callback(lambda: server.stop(SERVICE_GRACE_S).wait())
         self._registry = RegistryClient(
             config.registry,
-            store,
-            serving,
+            rollout,
             device=config.name or config.state_dir.name,
-            num_threads=num_threads,
+            node=load_device_id(self._folder.path),
         )
         self._registry.start()
         stack.callback(self._registry.stop)
@@ -138,20 +141,36 @@ class Daemon:
         self._watch_over(stack, serving, samples)
         _log.info("ready on %s", config.socket_path)
 
-    def _make_serving(self, store: ModelStore) -> Serving:
+    def _open_models(
+        self, stack: ExitStack, store: ModelStore, serving: Serving, samples: SampleDatabase
+    ) -> Rollout:
         """Serve what is stored, else the model as shipped, else wait for a first version."""
-        num_threads = self._config.inference.num_threads
-        try:
-            return Serving(store.load_engine(num_threads))
-        except ModelError as error:
-            if store.versions():
-                _log.warning("%s", error)
+        models = self._config.models
+        rollout = Rollout(
+            store,
+            serving,
+            models,
+            guard=CrashGuard(self._folder.models, models.max_crashes, models.max_kills),
+            voice=LocalVoice(samples, models),
+            fallback=self._load_shipped,
+            private=self._config.privacy.enabled,
+            num_threads=self._config.inference.num_threads,
+        )
+        mark = CrashMark(self._folder.models)
+        stack.callback(mark.close)
+        rollout.open(crashed=mark.take())
+        rollout.start()
+        stack.callback(rollout.stop)
+        self._rollout = rollout
+        return rollout
+
+    def _load_shipped(self) -> Engine | None:
         description = self._worker.describe()
-        if description.template:
-            files = EdgeFiles(Path(description.template), Path(description.plan))
-            return Serving(load_bundled(files, num_threads))
-        _log.warning("task %s ships no model: waiting for a first version", description.name)
-        return Serving(None)
+        if not description.template:
+            _log.warning("task %s ships no model: waiting for a first version", description.name)
+            return None
+        files = EdgeFiles(Path(description.template), Path(description.plan))
+        return load_bundled(files, self._config.inference.num_threads)
 
     def _load_windows(self) -> WindowSpec | None:
         windows = self._worker.describe().windows
@@ -227,9 +246,8 @@ class Daemon:
         """Return how this device is."""
         problems = [self._problem, self._operation.problem]
         problems += [part.problem for part in (self._node, self._participant) if part is not None]
-        problems += [] if self._stream is None else [self._stream.problem]
-        if self._registry is not None:
-            problems.append(self._registry.problem)
+        parts = (self._stream, self._registry, self._rollout)
+        problems += [part.problem for part in parts if part is not None]
         account = self._account()
         return DeviceStatus(
             connected=self._node is not None and self._node.connected,
@@ -258,26 +276,6 @@ class Daemon:
             _log.warning("cannot note a round in %s: %s", self._folder.rounds, error.strerror)
         if self._personal is not None:
             self._personal.refresh(trained.run)
-
-
-def load_release_key(path: Path | None) -> Ed25519PublicKey | None:
-    """Return the pinned release key, None when none is configured.
-
-    Raises:
-        ConfigError: the file is not an Ed25519 public key in PEM.
-    """
-    if path is None:
-        return None
-    name = "registry.release_public_key"
-    try:
-        key = load_pem_public_key(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", key=name) from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{path} is not a public key in PEM", key=name) from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise ConfigError(f"{path} is not an Ed25519 key: take the server's .pub file", key=name)
-    return key
 
 
 def _sample_figures(samples: SampleDatabase) -> dict[str, float]:

@@ -122,6 +122,11 @@ class Serving:
         self._num_swaps = 0
 
     @property
+    def engine(self) -> Engine | None:
+        """The engine that the next request gets; None while there is no model yet."""
+        return self._engine
+
+    @property
     def version(self) -> Version:
         """The version that the next request gets.
 
