@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from edge_client.samples_cli import samples_app
 from edge_client.settings import EdgeConfig
 from fedge.channels import check_socket_path
 from fedge.children import QUIET_ENVIRONMENT
@@ -26,6 +27,7 @@ from fedge.config import load
 from fedge.service_manager import ServiceManager
 
 app = make_app()
+app.add_typer(samples_app, name="samples")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -32,6 +32,7 @@ from edge_client.pending_message import PendingMessage
 from edge_client.personal_model import PersonalModel, compose_from
 from edge_client.process_figures import resident_bytes
 from edge_client.process_worker import ProcessWorker
+from edge_client.readings_service import ReadingsServer
 from edge_client.registry_client import RegistryClient
 from edge_client.replies import FileReplyStore
 from edge_client.sample_store import SampleDatabase
@@ -39,6 +40,7 @@ from edge_client.service import DeviceStatus, InferenceService, serve
 from edge_client.settings import EdgeConfig
 from edge_client.state_folder import StateFolder
 from edge_client.supernode import NodeLoop
+from edge_client.window_stream import WindowStream
 from edge_client.worker_frames import ProcessSettings
 from fedge.channels import check_socket_path
 from fedge.durable import append_line
@@ -46,6 +48,7 @@ from fedge.errors import ConfigError, FedgeError, ModelError, PrivacyError
 from fedge.flower_internals import NodeConnection
 from fedge.service_manager import ServiceManager
 from fedge.task import EdgeFiles
+from fedge.windows import WindowSpec
 
 SERVICE_GRACE_S = 0.5
 
@@ -66,6 +69,7 @@ class Daemon:
         self._participant: Participant | None = None
         self._ledger: SqliteLedger | None = None
         self._personal: PersonalModel | None = None
+        self._stream: WindowStream | None = None
         self._problem = ""
 
     def run(self, stop: threading.Event) -> None:
@@ -126,6 +130,10 @@ class Daemon:
         )
         self._registry.start()
         stack.callback(self._registry.stop)
+        self._stream = WindowStream(self._load_windows, serving, samples)
+        readings = ReadingsServer(self._stream, self._folder.readings_socket)
+        readings.start()
+        stack.callback(readings.stop, SERVICE_GRACE_S)
         self._start_node(stack, replies)
         self._watch_over(stack, serving, samples)
         _log.info("ready on %s", config.socket_path)
@@ -144,6 +152,10 @@ class Daemon:
             return Serving(load_bundled(files, num_threads))
         _log.warning("task %s ships no model: waiting for a first version", description.name)
         return Serving(None)
+
+    def _load_windows(self) -> WindowSpec | None:
+        windows = self._worker.describe().windows
+        return WindowSpec.from_json(windows) if windows else None
 
     def _start_node(self, stack: ExitStack, replies: FileReplyStore) -> None:
         """Take part in training, if a SuperLink is configured and the ledger is whole."""
@@ -215,6 +227,7 @@ class Daemon:
         """Return how this device is."""
         problems = [self._problem, self._operation.problem]
         problems += [part.problem for part in (self._node, self._participant) if part is not None]
+        problems += [] if self._stream is None else [self._stream.problem]
         if self._registry is not None:
             problems.append(self._registry.problem)
         account = self._account()

@@ -38,6 +38,7 @@ from fedge.logs import setup_logging
 from fedge.privacy.accounting import Spend, epsilon
 from fedge.settings import Hyperparameters
 from fedge.task import load_task
+from fedge.windows import window_spec_of
 
 WARM_UP_AFTER_S = 0.5
 
@@ -100,12 +101,13 @@ class TrainingServer:
             return {"error": error_to_json(TransportError(text))}, b""
 
     def _describe(self, _: dict[str, Any], __: bytearray) -> tuple[dict[str, Any], bytes]:
-        files = self._task.edge_files()
+        files, windows = self._task.edge_files(), window_spec_of(self._task)
         description = Description(
             name=self._task.name,
             input_shape=tuple(self._task.input_shape),
             template="" if files is None else str(files.template.resolve()),
             plan="" if files is None else str(files.plan.resolve()),
+            windows="" if windows is None else windows.to_json(),
         )
         return asdict(description), b""
 
