@@ -18,6 +18,7 @@ import grpc
 from edge_client.backoff import Backoff
 from edge_client.model_store import blobs_of
 from edge_client.outcomes import Fate, Outcome
+from edge_client.pulse import Pulse
 from edge_client.rollout import Rollout
 from edge_client.settings import RegistryClientConfig
 from fedge.channels import client_channel, map_rpc_error
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 FETCH_DEADLINE_S = 600.0
+INSTALL_S = 5 * FETCH_DEADLINE_S  # four blobs, then patch and self-test
 REPORT_DEADLINE_S = 10.0
 MAX_REASON = 500
 MAX_OUTCOMES = 16  # that wait to be told; the newest count
@@ -73,6 +75,7 @@ class RegistryClient:
         self._connecting = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._thread = threading.Thread(target=self._run, name="registry-client", daemon=True)
+        self.pulse = Pulse()
         self._connected = False
         self._link_problem = ""
         self._model_problem = ""
@@ -119,6 +122,7 @@ class RegistryClient:
                 if not self._stopping.is_set():
                     self._report_link(error)
             self._connected = False
+            self.pulse.beat(None)
             self._stopping.wait(self._backoff.next_delay_s())
 
     def _watch(self) -> None:
@@ -137,8 +141,10 @@ class RegistryClient:
             for signed in stub.Watch(request):
                 self._connected = True
                 self._link_problem = ""
+                self.pulse.beat(INSTALL_S)
                 self._take(stub, signed)
                 self._tell_all()
+                self.pulse.beat(None)  # the next version comes when it comes
                 self._backoff.reset()
         raise TransportError(f"registry {self._config.address} ended the stream")
 

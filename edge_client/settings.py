@@ -126,10 +126,12 @@ class EdgeConfig:
     Attributes:
         state_dir: the one folder that holds all of this device's state.
         name: shown in logs; empty takes the folder's name.
+        metrics_address: ``host:port`` of the Prometheus page, on loopback; empty switches it off.
     """
 
     state_dir: Path = Path("edge-state")
     name: str = ""
+    metrics_address: str = ""
     task: TaskConfig = field(default_factory=TaskConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     node: NodeConfig = field(default_factory=NodeConfig)
@@ -138,6 +140,18 @@ class EdgeConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     training: TrainingProcessConfig = field(default_factory=TrainingProcessConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse to show this device's numbers to others, who are not asked who they are."""
+        if not self.metrics_address:
+            return
+        split_address(self.metrics_address, "metrics_address")
+        if not is_loopback(self.metrics_address):
+            raise ConfigError(
+                f"{self.metrics_address} is not on loopback: let a proxy on this device that "
+                "knows its callers pass the page on",
+                key="metrics_address",
+            )
 
     @property
     def socket_path(self) -> Path:

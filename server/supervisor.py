@@ -147,8 +147,7 @@ class Supervisor:
                     "published_round": _published_round(publisher),
                 },
             )
-            stack.callback(page.server_close)
-            stack.callback(page.shutdown)
+            stack.callback(page.close)
         exporter = Exporter(task, config.run_dir / "edge", self._convert)
         publishing = PublishingLoop(store, exporter, staging)
         publishing.start()
