@@ -169,7 +169,9 @@ class ProcessWorker:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **QUIET_ENVIRONMENT, **_thread_limits(self._settings)},
-                start_new_session=True,
+                # A group of its own, so that Ctrl-C passes it by, but the daemon's session: where
+                # Linux shares time by session (autogroups), `nice` counts within one alone.
+                process_group=0,
             )
         except OSError as error:
             ours.close()
