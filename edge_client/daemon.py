@@ -12,34 +12,41 @@ import threading
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from edge_client.client_app import make_client_app
-from edge_client.held_weights import HeldWeights
+from edge_client.batching import preparation
 from edge_client.inference import Serving
-from edge_client.ledger import Account
-from edge_client.ledger_db import SqliteLedger
-from edge_client.model_store import ModelStore, load_bundled
-from edge_client.node_identity import SessionFile, load_identity
-from edge_client.participant import Participant, TrainedRound
-from edge_client.pending_message import PendingMessage
-from edge_client.personal_model import PersonalModel, compose_from
-from edge_client.process_worker import ProcessWorker
+from edge_client.model_store import Compose, ModelStore, load_bundled
+from edge_client.profile import (
+    files_without_torch,
+    missing_for_training,
+    named_files,
+    training_problem,
+)
 from edge_client.registry_client import RegistryClient
-from edge_client.replies import FileReplyStore
+from edge_client.responsive import be_responsive
 from edge_client.sample_store import SampleDatabase
-from edge_client.service import DeviceStatus, InferenceService, serve
+from edge_client.service import DeviceStatus, InferenceService, serve, serve_address
 from edge_client.settings import EdgeConfig
 from edge_client.state_folder import StateFolder
-from edge_client.supernode import NodeLoop
-from edge_client.worker_frames import ProcessSettings
 from fedge.durable import append_line
 from fedge.errors import ConfigError, FedgeError, ModelError, PrivacyError
-from fedge.flower_internals import NodeConnection
 from fedge.task import EdgeFiles
+
+# What takes part in training is imported where it is used: the `infer` profile has neither torch
+# nor Flower.
+if TYPE_CHECKING:
+    from edge_client.ledger import Account
+    from edge_client.ledger_db import SqliteLedger
+    from edge_client.participant import Participant, TrainedRound
+    from edge_client.personal_model import PersonalModel
+    from edge_client.process_worker import ProcessWorker
+    from edge_client.replies import FileReplyStore
+    from edge_client.supernode import NodeLoop
 
 SERVICE_GRACE_S = 0.5
 
@@ -52,13 +59,13 @@ class Daemon:
     def __init__(self, config: EdgeConfig) -> None:
         self._config = config
         self._folder = StateFolder(config.state_dir)
-        self._worker = ProcessWorker(ProcessSettings.of(config))
+        self._worker = None if missing_for_training() else make_worker(config)
         self._registry: RegistryClient | None = None
         self._node: NodeLoop | None = None
         self._participant: Participant | None = None
         self._ledger: SqliteLedger | None = None
         self._personal: PersonalModel | None = None
-        self._problem = ""
+        self._problem = training_problem(config)
 
     def run(self, stop: threading.Event) -> None:
         """Serve until the event is set; then end everything, in about a second.
@@ -71,7 +78,8 @@ class Daemon:
             samples = stack.enter_context(
                 SampleDatabase(self._config.samples_path, self._config.store)
             )
-            self._start_worker(stack, stop)
+            if self._worker is not None:
+                self._start_worker(self._worker, stack, stop)
             try:
                 self._start(stack, samples)
             except FedgeError:
@@ -80,29 +88,29 @@ class Daemon:
             stop.wait()
             _log.info("stopping")
 
-    def _start_worker(self, stack: ExitStack, stop: threading.Event) -> None:
+    def _start_worker(self, worker: ProcessWorker, stack: ExitStack, stop: threading.Event) -> None:
         """Start the child; a stop ends it at once, so that nothing waits for it."""
-        self._worker.start()
-        stack.callback(self._worker.stop)
+        if self._config.node.superlink:
+            worker.start()
+        stack.callback(worker.stop)
 
         def end_with_daemon() -> None:
             stop.wait()
-            self._worker.stop()
+            worker.stop()
 
         threading.Thread(target=end_with_daemon, name="stop-training", daemon=True).start()
 
     def _start(self, stack: ExitStack, samples: SampleDatabase) -> None:
         config = self._config
         key = load_release_key(config.registry.release_public_key)
-        replies, num_threads = FileReplyStore(self._folder.replies), config.inference.num_threads
-        keep_versions, compose = config.registry.keep_versions, compose_from(replies)
+        replies, compose = self._open_replies()
+        num_threads, keep_versions = config.inference.num_threads, config.registry.keep_versions
         store = ModelStore(self._folder.models, key, keep_versions, compose=compose)
         serving = self._make_serving(store)
-        self._personal = PersonalModel(replies, store, serving, num_threads)
-        server = serve(
-            InferenceService(serving, samples, self.status), config.socket_path, config.inference
+        service = InferenceService(
+            serving, samples, self.status, max_rows=config.inference.max_rows
         )
-        stack.callback(lambda: server.stop(SERVICE_GRACE_S).wait())
+        self._serve(stack, service)
         self._registry = RegistryClient(
             config.registry,
             store,
@@ -112,29 +120,74 @@ class Daemon:
         )
         self._registry.start()
         stack.callback(self._registry.stop)
-        self._start_node(stack, replies)
+        if replies is not None:
+            from edge_client.personal_model import PersonalModel
+
+            self._personal = PersonalModel(replies, store, serving, num_threads)
+            self._start_node(stack, replies)
+        be_responsive()
         _log.info("ready on %s", config.socket_path)
+
+    def _serve(self, stack: ExitStack, service: InferenceService) -> None:
+        """Serve on the socket and, where it is configured, on an address."""
+        config = self._config
+        servers = [serve(service, config.socket_path, config.inference)]
+        stack.callback(lambda: [each.wait() for each in [s.stop(SERVICE_GRACE_S) for s in servers]])
+        if config.inference.address:
+            servers.append(serve_address(service, config.inference)[0])
+
+    def _open_replies(self) -> tuple[FileReplyStore | None, Compose | None]:
+        """Return what remembers rounds, and what puts the personal layers in it into a model."""
+        if missing_for_training():
+            return None, None
+        if not self._config.node.superlink and not self._folder.replies.exists():
+            return None, None
+        from edge_client.personal_model import compose_from
+        from edge_client.replies import FileReplyStore
+
+        replies = FileReplyStore(self._folder.replies)
+        return replies, compose_from(replies)
 
     def _make_serving(self, store: ModelStore) -> Serving:
         """Serve what is stored, else the model as shipped, else wait for a first version."""
-        num_threads = self._config.inference.num_threads
+        inference = self._config.inference
+        prepare = preparation(inference)
         try:
-            return Serving(store.load_engine(num_threads))
+            return Serving(store.load_engine(inference.num_threads), prepare=prepare)
         except ModelError as error:
             if store.versions():
                 _log.warning("%s", error)
+        files = named_files(self._config) or self._files_of_task()
+        if files is not None:
+            return Serving(load_bundled(files, inference.num_threads), prepare=prepare)
+        _log.warning("%s ships no model: waiting for a first version", self._config.task.name)
+        return Serving(None, prepare=prepare)
+
+    def _files_of_task(self) -> EdgeFiles | None:
+        """Return the files that the task ships; only the child runs its code, if there is one."""
+        if self._worker is None:
+            return files_without_torch(self._config)
         description = self._worker.describe()
-        if description.template:
-            files = EdgeFiles(Path(description.template), Path(description.plan))
-            return Serving(load_bundled(files, num_threads))
-        _log.warning("task %s ships no model: waiting for a first version", description.name)
-        return Serving(None)
+        if not self._config.node.superlink:
+            self._worker.stop()  # it has nothing else to do
+        if not description.template:
+            return None
+        return EdgeFiles(Path(description.template), Path(description.plan))
 
     def _start_node(self, stack: ExitStack, replies: FileReplyStore) -> None:
         """Take part in training, if a SuperLink is configured and the ledger is whole."""
         node = self._config.node
-        if not node.superlink:
+        if not node.superlink or self._worker is None:
             return
+        from edge_client.client_app import make_client_app
+        from edge_client.held_weights import HeldWeights
+        from edge_client.ledger_db import SqliteLedger
+        from edge_client.node_identity import SessionFile, load_identity
+        from edge_client.participant import Participant
+        from edge_client.pending_message import PendingMessage
+        from edge_client.supernode import NodeLoop
+        from fedge.flower_internals import NodeConnection
+
         try:
             self._ledger = SqliteLedger(self._folder.ledger)
         except PrivacyError as error:
@@ -184,6 +237,8 @@ class Daemon:
         privacy = self._config.privacy
         if not privacy.enabled or self._ledger is None:
             return None
+        from edge_client.ledger import Account
+
         try:
             return self._ledger.account() or Account(0.0, privacy.delta)
         except PrivacyError:
@@ -196,6 +251,14 @@ class Daemon:
             _log.warning("cannot note a round in %s: %s", self._folder.rounds, error.strerror)
         if self._personal is not None:
             self._personal.refresh(trained.run)
+
+
+def make_worker(config: EdgeConfig) -> ProcessWorker:
+    """Return the daemon's end of a training process that is not started yet."""
+    from edge_client.process_worker import ProcessWorker
+    from edge_client.worker_frames import ProcessSettings
+
+    return ProcessWorker(ProcessSettings.of(config))
 
 
 def load_release_key(path: Path | None) -> Ed25519PublicKey | None:
