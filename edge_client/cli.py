@@ -7,6 +7,7 @@ import os
 
 import typer
 
+from edge_client.samples_cli import samples_app
 from edge_client.settings import EdgeConfig
 from fedge.children import QUIET_ENVIRONMENT
 from fedge.cli import (
@@ -21,10 +22,12 @@ from fedge.cli import (
 from fedge.config import load
 
 app = make_app()
+app.add_typer(samples_app, name="samples")
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def serve(
+    context: typer.Context,
     config: ConfigOption = None,
     overrides: SetOption = None,
     check: CheckOption = False,
@@ -33,6 +36,8 @@ def serve(
 
     Predictions go on when the server is away. State is kept in state_dir.
     """
+    if context.invoked_subcommand is not None:
+        return
     os.environ.update(QUIET_ENVIRONMENT)  # before Flower is imported, which reads it
     setup_logging("fedge-edge")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every poll
@@ -49,14 +54,19 @@ def serve(
 def _check(settings: EdgeConfig) -> str:
     """Load what the daemon and its training process would load; return one line."""
     from edge_client.daemon import load_release_key
-    from edge_client.profile import files_without_torch, missing_for_training, named_files
+    from edge_client.profile import (
+        describe_without_torch,
+        missing_for_training,
+        named_files,
+    )
     from fedge.task import load_task
     from fedge.tflite.runtime import interpreter_class
 
     load_release_key(settings.registry.release_public_key)
     interpreter_class()
     if missing_for_training():
-        found = named_files(settings) or files_without_torch(settings)
+        description = describe_without_torch(settings)
+        found = named_files(settings) or (description and description.files)
         what = f"the model of {settings.task.name}" if found else "no model of its own"
         return f"configuration is fine: {what}, serving on {settings.socket_path}, not training"
     from fedge.weights import build_checked_model

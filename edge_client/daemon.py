@@ -11,6 +11,7 @@ import logging
 import threading
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,20 +23,23 @@ from edge_client.batching import preparation
 from edge_client.inference import Serving
 from edge_client.model_store import Compose, ModelStore, load_bundled
 from edge_client.profile import (
-    files_without_torch,
+    describe_without_torch,
     missing_for_training,
     named_files,
     training_problem,
 )
+from edge_client.readings_service import ReadingsServer
 from edge_client.registry_client import RegistryClient
 from edge_client.responsive import be_responsive
 from edge_client.sample_store import SampleDatabase
 from edge_client.service import DeviceStatus, InferenceService, serve, serve_address
 from edge_client.settings import EdgeConfig
 from edge_client.state_folder import StateFolder
+from edge_client.task_description import Description
+from edge_client.window_stream import WindowStream
 from fedge.durable import append_line
 from fedge.errors import ConfigError, FedgeError, ModelError, PrivacyError
-from fedge.task import EdgeFiles
+from fedge.windows import WindowSpec
 
 # What takes part in training is imported where it is used: the `infer` profile has neither torch
 # nor Flower.
@@ -65,6 +69,7 @@ class Daemon:
         self._participant: Participant | None = None
         self._ledger: SqliteLedger | None = None
         self._personal: PersonalModel | None = None
+        self._stream: WindowStream | None = None
         self._problem = training_problem(config)
 
     def run(self, stop: threading.Event) -> None:
@@ -120,6 +125,10 @@ class Daemon:
         )
         self._registry.start()
         stack.callback(self._registry.stop)
+        self._stream = WindowStream(self._load_windows, serving, samples)
+        readings = ReadingsServer(self._stream, self._folder.readings_socket)
+        readings.start()
+        stack.callback(readings.stop, SERVICE_GRACE_S)
         if replies is not None:
             from edge_client.personal_model import PersonalModel
 
@@ -157,22 +166,26 @@ class Daemon:
         except ModelError as error:
             if store.versions():
                 _log.warning("%s", error)
-        files = named_files(self._config) or self._files_of_task()
+        files = named_files(self._config)
+        if files is None and self._description is not None:
+            files = self._description.files
         if files is not None:
             return Serving(load_bundled(files, inference.num_threads), prepare=prepare)
         _log.warning("%s ships no model: waiting for a first version", self._config.task.name)
         return Serving(None, prepare=prepare)
 
-    def _files_of_task(self) -> EdgeFiles | None:
-        """Return the files that the task ships; only the child runs its code, if there is one."""
+    def _load_windows(self) -> WindowSpec | None:
+        return None if self._description is None else self._description.window_spec
+
+    @cached_property
+    def _description(self) -> Description | None:
+        """The task, as the child says that runs its code, where there is torch to run it with."""
         if self._worker is None:
-            return files_without_torch(self._config)
+            return describe_without_torch(self._config)
         description = self._worker.describe()
         if not self._config.node.superlink:
             self._worker.stop()  # it has nothing else to do
-        if not description.template:
-            return None
-        return EdgeFiles(Path(description.template), Path(description.plan))
+        return description
 
     def _start_node(self, stack: ExitStack, replies: FileReplyStore) -> None:
         """Take part in training, if a SuperLink is configured and the ledger is whole."""
@@ -222,6 +235,7 @@ class Daemon:
         """Return how this device is."""
         problems = [self._problem]
         problems += [part.problem for part in (self._node, self._participant) if part is not None]
+        problems += [] if self._stream is None else [self._stream.problem]
         if self._registry is not None:
             problems.append(self._registry.problem)
         account = self._account()

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from edge_client.framing import receive_frame, send_frame
+from edge_client.task_description import Description
 from edge_client.worker import Ask, Proposal, Trained
 from edge_client.worker_frames import (
-    Description,
     ProcessSettings,
     ask_to_json,
     error_from_json,

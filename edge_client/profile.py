@@ -6,6 +6,7 @@ import importlib.util
 import logging
 
 from edge_client.settings import EdgeConfig
+from edge_client.task_description import Description
 from fedge.errors import ConfigError
 from fedge.task import EdgeFiles, load_task
 
@@ -36,8 +37,8 @@ def named_files(config: EdgeConfig) -> EdgeFiles | None:
     return None if template is None or plan is None else EdgeFiles(template, plan)
 
 
-def files_without_torch(config: EdgeConfig) -> EdgeFiles | None:
-    """Return the model files that the task ships, for a device that cannot import torch.
+def describe_without_torch(config: EdgeConfig) -> Description | None:
+    """Return what the task says of itself, where there is no torch; None if it needs torch.
 
     The task is loaded in this process, which can do no harm where torch is not installed.
 
@@ -45,7 +46,7 @@ def files_without_torch(config: EdgeConfig) -> EdgeFiles | None:
         ConfigError: the task cannot be loaded, for another reason than that.
     """
     try:
-        return load_task(config.task.name, **config.task.options).edge_files()
+        return Description.of(load_task(config.task.name, **config.task.options))
     except ConfigError as error:
         cause = error.__cause__
         if not isinstance(cause, ModuleNotFoundError) or cause.name not in missing_for_training():

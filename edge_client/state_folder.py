@@ -6,20 +6,25 @@ import fcntl
 import os
 from pathlib import Path
 
+from edge_client.state_version import LOCK_FILE, MIGRATIONS, Migrations, bring_up_to_date
 from fedge.errors import ConfigError
-
-LOCK_FILE = "daemon.lock"
 
 
 class StateFolder:
     """Holds the folder's lock between enter and exit; a killed daemon's lock is free at once.
 
+    Args:
+        path: made if it is missing.
+        migrations: lead a folder of an older release to this one's layout, on entering.
+
     Raises:
-        ConfigError: from entering, when the folder cannot be used or another daemon uses it.
+        ConfigError: from entering, when the folder cannot be used, another daemon uses it, or a
+            newer release of fedge does.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, migrations: Migrations = MIGRATIONS) -> None:
         self.path = path
+        self._migrations = migrations
         self._lock: int | None = None
 
     @property
@@ -42,6 +47,11 @@ class StateFolder:
         """One JSON line a trained round."""
         return self.path / "rounds.jsonl"
 
+    @property
+    def readings_socket(self) -> Path:
+        """Unix socket that readings come in on."""
+        return self.path / "readings.sock"
+
     def __enter__(self) -> StateFolder:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,6 +73,11 @@ class StateFolder:
             ) from error
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
+        try:
+            bring_up_to_date(self.path, self._migrations)
+        except BaseException:
+            os.close(descriptor)
+            raise
         self._lock = descriptor
         return self
 

@@ -1,5 +1,7 @@
 import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,13 @@ def test_another_kind_of_key_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="not a public key in PEM"):
         load_release_key(path)
+
+
+def test_importing_the_daemon_brings_neither_torch_nor_flower() -> None:
+    code = (
+        "import edge_client.daemon, sys;"
+        "found = [m for m in ('torch', 'flwr', 'scipy', 'sklearn') if m in sys.modules];"
+        "sys.exit(f'imported: {found}' if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import pytest
 
 from edge_client import profile
 from edge_client.profile import (
-    files_without_torch,
+    describe_without_torch,
     missing_for_training,
     named_files,
     training_problem,
@@ -49,9 +49,10 @@ def test_a_package_that_cannot_be_imported_is_missing(monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("without_torch")
 def test_the_files_of_a_task_are_found_without_torch() -> None:
-    files = files_without_torch(device())
-    assert files is not None
-    assert files.template.is_file()
+    description = describe_without_torch(device())
+    assert description is not None
+    assert description.files is not None
+    assert description.files.template.is_file()
 
 
 @pytest.mark.usefixtures("without_torch")
@@ -59,7 +60,7 @@ def test_a_task_that_imports_torch_is_told_to_name_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = task_module(tmp_path, monkeypatch, "import torch\n")
-    assert files_without_torch(config) is None
+    assert describe_without_torch(config) is None
     assert "inference.template and inference.plan" in caplog.text
 
 
@@ -68,7 +69,7 @@ def test_another_fault_of_a_task_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r"task\.name"):
-        files_without_torch(task_module(tmp_path, monkeypatch, "import no_such_module\n"))
+        describe_without_torch(task_module(tmp_path, monkeypatch, "import no_such_module\n"))
 
 
 def test_files_named_in_the_configuration_need_no_task(tmp_path: Path) -> None:
