@@ -19,6 +19,8 @@ MODULES = {
     "codec": "benchmarks.codec",
     "codec-accuracy": "benchmarks.codec_accuracy",
     "demo": "benchmarks.demo",
+    "infer-profile": "benchmarks.infer_profile",
+    "inference": "benchmarks.inference",
     "poison": "benchmarks.poison",
     "refine": "benchmarks.refine",
     "robust": "benchmarks.robust",

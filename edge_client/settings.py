@@ -86,12 +86,45 @@ class InferenceConfig:
 
     Attributes:
         socket: Unix socket; empty takes ``state_dir/inference.sock``.
+        address: ``host:port`` to serve on besides; empty serves on the socket alone.
+        token_file: file whose first line callers of the address must present; needed beyond
+            loopback.
+        num_threads: of each call of the runtime.
         max_waiting: requests waiting at most; beyond it they are refused at once.
+        max_rows: examples in one request at most.
+        max_request_bytes: size of one request at most.
+        max_batch: waiting examples that share one call of the runtime; 1 is no micro-batching.
+        max_wait_us: how long the first of them waits for others; 0 takes those that came while
+            another call ran.
+        template, plan: the model to begin with, for a device that cannot load the task's code;
+            empty asks the task.
     """
 
     socket: Path | None = None
+    address: str = ""
+    token_file: Path | None = None
     num_threads: int = limited(1, ge=1)
     max_waiting: int = limited(64, ge=1)
+    max_rows: int = limited(1024, ge=1)
+    max_request_bytes: int = limited(4 * 1024**2, ge=1024)
+    max_batch: int = limited(1, ge=1, le=256)
+    max_wait_us: float = limited(0.0, ge=0, le=100_000)
+    template: Path | None = None
+    plan: Path | None = None
+    tls: TlsConfig = field(default_factory=TlsConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse half a model, and plaintext or open service beyond loopback."""
+        if (self.template is None) != (self.plan is None):
+            raise ConfigError("template and plan belong together: give both", key="template")
+        if not self.address:
+            return
+        split_address(self.address, "address")
+        if not is_loopback(self.address) and (self.tls.cert is None or self.token_file is None):
+            raise ConfigError(
+                f"{self.address} is not on loopback: set tls.cert, tls.key and token_file",
+                key="address",
+            )
 
 
 @dataclass(frozen=True)
