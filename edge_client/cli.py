@@ -55,6 +55,8 @@ def _check(settings: EdgeConfig) -> str:
     from fedge.weights import build_checked_model
 
     load_release_key(settings.registry.release_public_key)
+    if settings.mqtt.broker.address:
+        _ = settings.mqtt_topics
     task = load_task(settings.task.name, **settings.task.options)
     build_checked_model(task)
     interpreter_class()

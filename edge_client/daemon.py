@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -41,6 +43,9 @@ from fedge.errors import ConfigError, FedgeError, ModelError, PrivacyError
 from fedge.flower_internals import NodeConnection
 from fedge.task import EdgeFiles
 
+if TYPE_CHECKING:
+    from edge_client.mqtt.part import MqttPart
+
 SERVICE_GRACE_S = 0.5
 
 _log = logging.getLogger(__name__)
@@ -59,6 +64,8 @@ class Daemon:
         self._ledger: SqliteLedger | None = None
         self._personal: PersonalModel | None = None
         self._problem = ""
+        self._mqtt: MqttPart | None = None
+        self._mqtt_problem = ""
 
     def run(self, stop: threading.Event) -> None:
         """Serve until the event is set; then end everything, in about a second.
@@ -112,6 +119,7 @@ class Daemon:
         )
         self._registry.start()
         stack.callback(self._registry.stop)
+        self._start_mqtt(stack, serving, samples, self._registry.look_now)
         self._start_node(stack, replies)
         _log.info("ready on %s", config.socket_path)
 
@@ -165,12 +173,34 @@ class Daemon:
         self._node.start()
         stack.callback(self._node.stop)
 
+    def _start_mqtt(
+        self,
+        stack: ExitStack,
+        serving: Serving,
+        samples: SampleDatabase,
+        look_now: Callable[[], None],
+    ) -> None:
+        """Take samples and send predictions over MQTT, if a broker is configured."""
+        config = self._config.mqtt
+        if not config.broker.address:
+            return
+        from edge_client.mqtt.part import open_part  # a device without MQTT needs no paho
+
+        topics = self._config.mqtt_topics
+        outbox = self._folder.outbox
+        self._mqtt, self._mqtt_problem = open_part(
+            config, topics, outbox, serving, samples, look_now
+        )
+        if self._mqtt is not None:
+            stack.callback(self._mqtt.stop)
+
     def status(self) -> DeviceStatus:
         """Return how this device is."""
         problems = [self._problem]
         problems += [part.problem for part in (self._node, self._participant) if part is not None]
         if self._registry is not None:
             problems.append(self._registry.problem)
+        problems.append(self._mqtt_problem if self._mqtt is None else self._mqtt.problem)
         account = self._account()
         return DeviceStatus(
             connected=self._node is not None and self._node.connected,
