@@ -17,11 +17,11 @@ SHIPPED = Path(__file__).parent.parent / "deploy" / "mosquitto.conf"
 START_S = 30.0
 
 
-def find_mosquitto() -> str:
-    """Return the broker's program, or fail the test saying how to get it."""
-    found = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+def find_program(name: str = "mosquitto") -> str:
+    """Return one of the broker's programs, or fail the test saying how to get it."""
+    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None:
-        pytest.fail("mosquitto is not installed: apt-get install mosquitto")
+        pytest.fail(f"{name} is not installed: apt-get install mosquitto")
     return found
 
 
@@ -86,7 +86,7 @@ class Mosquitto:
         config.write_text("\n".join(lines) + "\n")
         with (self.folder / "mosquitto.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [find_mosquitto(), "-v", "-c", str(config)], stdout=log, stderr=log
+                [find_program(), "-v", "-c", str(config)], stdout=log, stderr=log
             )
         deadline = time.monotonic() + START_S
         while not self._listens():

@@ -149,9 +149,9 @@ class Intake:
     def _after_bug(self, messages: list[Incoming]) -> list[Incoming]:
         """Find the message that a bug of ours breaks on, and do without it."""
         if len(messages) > 1:
-            for message in reversed(messages):
-                self._waiting.appendleft(message)
-            return [self._waiting.popleft()]
+            with self._changed:
+                self._waiting.extendleft(reversed(messages[1:]))
+            return messages[:1]
         log.exception("a message is dropped: it breaks this program")
         self._counters.add("rejected_bug")
         messages[0].acknowledge()

@@ -163,7 +163,7 @@ class Connection:
                 raise TransportError("it takes the connection and does not answer")
             self._subscribe_again()
         if self._granted is None:
-            raise TransportError(self._ending or "it closed the connection at once")
+            raise TransportError(self._ending or code.name)
         return self._ending or code.name
 
     def publish(self, topic: str, payload: bytes | str, *, retain: bool = False) -> int:
@@ -261,7 +261,8 @@ class Connection:
     ) -> None:
         if self._ending:
             return
-        self._ending = "the connection was lost"
+        answered = self._granted is not None
+        self._ending = "the connection was lost" if answered else "it closed the connection at once"
         if flags.is_disconnect_packet_from_server:
             self._ending = f"it ended the connection: {reason}{_hint(str(reason))}"
 
@@ -314,7 +315,7 @@ def _hint(reason: str) -> str:
     hints = {
         "Bad user name or password": "check username and password_file",
         "Not authorized": "check username, password_file and the broker's ACL",
-        "Session taken over": "another client connects with our client_id: give each its own",
+        "Session taken over": "another client connects as us; give each its own client_id",
         "Retain not supported": "set retain_available true in the broker",
         "Client identifier not valid": "choose another client_id",
         "Server busy": "trying again",

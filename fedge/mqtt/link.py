@@ -19,6 +19,7 @@ from fedge.mqtt.settings import BrokerConfig
 
 FIRST_DELAY_S = 0.5
 STABLE_S = 10.0
+MANY_SHORT = 3
 CLOSE_S = 1.0
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,12 @@ class Link:
         self._connection: Connection | None = None
         self._closing = threading.Lock()
         self._stopping = threading.Event()
-        self._problem = ""
+        self._problem = f"broker {config.address}: not connected yet"
         self._told: list[str] = []
         self._num_connects = 0
         self._num_lost_sessions = 0
         self._had_session = False
+        self._num_short = 0
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     @property
@@ -103,12 +105,15 @@ class Link:
                     self._config, self._options, self._listener, self._note_up
                 )
             try:
-                self._report(connection.serve())
+                reason = connection.serve()
             except Exception as error:
-                self._report(self._describe(error))
+                reason = self._describe(error)
+            stable = connection.is_up and time.monotonic() - began > STABLE_S
+            self._num_short = self._num_short + 1 if connection.is_up and not stable else 0
+            self._report(reason + self._suspicion())
             self._connection = None
             self._listener.on_down()
-            if connection.is_up and time.monotonic() - began > STABLE_S:
+            if stable:
                 self._backoff.reset()
             self._stopping.wait(self._backoff.next_delay_s())
 
@@ -130,6 +135,15 @@ class Link:
             self._told = complaints
             for complaint in complaints:
                 log.warning("broker %s: %s", self._config.address, complaint)
+
+    def _suspicion(self) -> str:
+        """Return what is likely where a broker takes us in and drops us, again and again."""
+        if self._num_short < MANY_SHORT:
+            return ""
+        return (
+            f", {self._num_short} times in a row soon after connecting: if the broker is well, "
+            f"another client connects as {self._options.client_id!r}; give each its own client_id"
+        )
 
     def _report(self, reason: str) -> None:
         if self._stopping.is_set():

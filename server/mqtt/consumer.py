@@ -27,6 +27,7 @@ from fedge.mqtt.topics import DeviceTopics, device_of, predictions_filter
 from server.mqtt.prediction_file import Prediction
 
 MAX_BATCH = 256
+GATHER_S = 0.1  # one message acknowledges all that came meanwhile: each costs the broker a save
 MAX_PREDICTION_BYTES = 2**20
 MAX_SEQUENCE = 2**63 - 1
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 30.0
@@ -111,6 +112,7 @@ class PredictionConsumer:
 
     def on_published(self, connection: Connection, number: int, verdict: Verdict) -> None:
         """Note where acknowledgements are refused, or every prediction comes again for ever."""
+        del connection, number
         if verdict.refusal:
             log.warning("the broker refuses acknowledgements to devices: %s", verdict.refusal)
 
@@ -118,6 +120,7 @@ class PredictionConsumer:
         while not self._stopping.is_set():
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stopping.is_set())
+                self._changed.wait_for(self._stopping.is_set, GATHER_S)
                 number = min(len(self._waiting), MAX_BATCH)
                 messages = [self._waiting.popleft() for _ in range(number)]
             while messages and not self._stopping.is_set():
