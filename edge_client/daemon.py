@@ -65,7 +65,7 @@ class Daemon:
         self._personal: PersonalModel | None = None
         self._problem = ""
         self._mqtt: MqttPart | None = None
-        self._mqtt_problem = ""
+        self._mqtt_problem = "mqtt: not started yet" if config.mqtt.broker.address else ""
 
     def run(self, stop: threading.Event) -> None:
         """Serve until the event is set; then end everything, in about a second.

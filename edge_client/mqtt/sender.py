@@ -1,7 +1,9 @@
 """Sends what waits in the outbox, in order, and deletes what was acknowledged.
 
-One thread. Predictions leave in the order of their numbers, at most so many unacknowledged; each
-is sent again on a new connection, and after a time that doubles while nobody acknowledges it.
+One thread. Predictions leave in the order of their numbers, at most so many unacknowledged. Each
+is sent again on a new connection, and after a time that doubles while nobody acknowledges it: once
+one that was sent after it is acknowledged, or nothing at all is. A broker that is merely slow gets
+nothing twice, which would only make it slower.
 """
 
 from __future__ import annotations
@@ -51,10 +53,12 @@ class Sent:
     """A prediction that was sent on this connection.
 
     Attributes:
-        due: when to send it again.
+        at: when it was sent last.
+        due: when it may be sent again.
         attempts: how often it was sent.
     """
 
+    at: float = 0.0
     due: float = 0.0
     attempts: int = 0
 
@@ -97,6 +101,8 @@ class Sender:
         self._sent: dict[int, Sent] = {}
         self._numbers: dict[int, int] = {}  # of the broker's answers → of the predictions
         self._last = 0
+        self._heard_at = 0.0  # when the broker or the consumer last answered anything
+        self._overtaken_at = float("-inf")  # what was sent before this was overtaken
         self._confirmed: set[int] = set()
         self._after_delete: list[Event] = []
         self._refusal = ""
@@ -172,6 +178,8 @@ class Sender:
         self._sent.clear()
         self._numbers.clear()
         self._last = 0
+        self._heard_at = self._clock()
+        self._overtaken_at = float("-inf")
         self._refusal = ""
 
     def _answered(self, publisher: Publisher, number: int, verdict: Verdict) -> None:
@@ -180,6 +188,7 @@ class Sender:
         sequence = self._numbers.pop(number, None)
         if sequence is None:  # it was not a prediction
             return
+        self._heard_at = self._clock()
         self._refusal = verdict.refusal
         if verdict.refusal:  # it is sent again when it is due
             self._counters.add("predictions_not_taken")
@@ -190,6 +199,7 @@ class Sender:
             self._confirmed.add(sequence)
 
     def _consumed(self, sequences: list[int], then: Event) -> None:
+        self._heard_at = self._clock()
         self._confirmed.update(sequences)
         self._after_delete.append(then)
 
@@ -198,14 +208,17 @@ class Sender:
             deleted = self._outbox.delete(self._confirmed)
             self._counters.add("predictions_delivered", deleted)
             for sequence in self._confirmed:
-                self._sent.pop(sequence, None)
+                sent = self._sent.pop(sequence, None)
+                if sent is not None and sent.attempts == 1:
+                    self._overtaken_at = max(self._overtaken_at, sent.at)
             self._confirmed.clear()
         while self._after_delete:
             self._after_delete.pop()()
 
     def _send_again(self) -> None:
         now = self._clock()
-        for sequence in [number for number, sent in self._sent.items() if sent.due <= now]:
+        ready = [number for number, sent in self._sent.items() if self._ready_at(sent) <= now]
+        for sequence in ready:
             row = self._outbox.read(sequence)
             if row is None:  # it made room for newer ones
                 del self._sent[sequence]
@@ -243,11 +256,18 @@ class Sender:
         sent = self._sent.setdefault(row.sequence, Sent())
         delay_s = self._config.resend_after_s * 2 ** min(sent.attempts, 30)
         sent.attempts += 1
-        sent.due = self._clock() + min(delay_s, max(LONGEST_RESEND_S, self._config.resend_after_s))
+        sent.at = self._clock()
+        sent.due = sent.at + min(delay_s, max(LONGEST_RESEND_S, self._config.resend_after_s))
         self._counters.add("predictions_sent")
+
+    def _ready_at(self, sent: Sent) -> float:
+        """Return when to send it again, as far as is known now."""
+        if sent.at < self._overtaken_at:
+            return sent.due
+        return max(sent.due, self._heard_at + self._config.resend_after_s)
 
     def _next_due_s(self) -> float:
         if not self._sent or self._room() <= 0:
             return LONGEST_WAIT_S  # until something happens
-        earliest = min(sent.due for sent in self._sent.values()) - self._clock()
+        earliest = min(map(self._ready_at, self._sent.values())) - self._clock()
         return min(max(earliest, 0.01), LONGEST_WAIT_S)

@@ -129,6 +129,8 @@ class Load:
         self.num_sent = 0
         self._source = source
         self._stop = threading.Event()
+        self._going = threading.Event()
+        self._going.set()
         self._input = (np.arange(64) % 17 / 17).astype("<f4").tobytes()
         self._thread = threading.Thread(target=self._run)
 

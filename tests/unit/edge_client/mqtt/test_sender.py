@@ -177,6 +177,23 @@ def test_an_unacknowledged_prediction_is_sent_again_ever_more_rarely(
     assert max(b - a for a, b in itertools.pairwise(sent_at)) <= 3600
 
 
+def test_a_slow_consumer_gets_nothing_twice_and_a_lost_prediction_is_sent_again(
+    make: Callable[..., Bench],
+) -> None:
+    bench, broker = make(acknowledge="consumer", resend_after_s=10.0), Broker()
+    for number in range(20):
+        bench.put(number)
+        bench.step()
+        bench.sender.connected(broker) if number == 0 else None
+        bench.step()
+        bench.clock.now += 1
+    for sequence in (1, 2, 4, 5):  # each acknowledged long after it was sent; 3 was lost
+        bench.clock.now += 9
+        bench.sender.consumed([sequence], lambda: None)
+        bench.step()
+    assert broker.sequences == [*range(1, 21), 3]
+
+
 def test_no_more_are_under_way_than_configured(make: Callable[..., Bench]) -> None:
     bench, broker = make(acknowledge="consumer", in_flight=4), Broker()
     bench.put(*range(10))
