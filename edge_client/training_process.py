@@ -15,11 +15,12 @@ import socket
 import sys
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from edge_client.framing import receive_frame, send_frame
+from edge_client.opened_later import OpenedLater
 from edge_client.sample_reader import SampleReader
 from edge_client.worker import InProcessWorker
 from edge_client.worker_frames import (
@@ -33,9 +34,11 @@ from edge_client.worker_frames import (
 from fedge.children import die_with_parent
 from fedge.config import build
 from fedge.errors import FedgeError, TransportError
+from fedge.logs import setup_logging
 from fedge.privacy.accounting import Spend, epsilon
 from fedge.settings import Hyperparameters
 from fedge.task import load_task
+from fedge.windows import window_spec_of
 
 WARM_UP_AFTER_S = 0.5
 
@@ -48,7 +51,8 @@ class TrainingServer:
     def __init__(self, connection: socket.socket, settings: ProcessSettings) -> None:
         self._connection = connection
         self._task = load_task(settings.task.name, **settings.task.options)
-        self._samples = SampleReader(settings.samples_path, settings.store)
+        reader = OpenedLater(lambda: SampleReader(settings.samples_path, settings.store))
+        self._samples = cast("SampleReader", reader)
         self._deadline: float | None = None
         self._worker = InProcessWorker(
             self._task,
@@ -97,12 +101,13 @@ class TrainingServer:
             return {"error": error_to_json(TransportError(text))}, b""
 
     def _describe(self, _: dict[str, Any], __: bytearray) -> tuple[dict[str, Any], bytes]:
-        files = self._task.edge_files()
+        files, windows = self._task.edge_files(), window_spec_of(self._task)
         description = Description(
             name=self._task.name,
             input_shape=tuple(self._task.input_shape),
             template="" if files is None else str(files.template.resolve()),
             plan="" if files is None else str(files.plan.resolve()),
+            windows="" if windows is None else windows.to_json(),
         )
         return asdict(description), b""
 
@@ -180,8 +185,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(
-        level=os.environ.get("FEDGE_LOG_LEVEL", "INFO").upper(),
-        format="%(asctime)s fedge-edge-training %(levelname)s %(message)s",
-    )
+    setup_logging("fedge-edge", part="training")
     main()
