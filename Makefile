@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test lint format protos convert-env profiles clean
+.PHONY: help install demo test broker lint format protos convert-env profiles clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -28,8 +28,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/python -m simulation.demo
 
-test: install
+test: install broker
 	$(BIN)/python -m pytest
+
+# The MQTT tests start a mosquitto of their own; as root it is installed where it is missing.
+broker:
+	@PATH="$$PATH:/usr/sbin" command -v mosquitto > /dev/null || if [ "$$(id -u)" = 0 ]; then apt-get update -q > /dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends mosquitto mosquitto-clients > /dev/null; else echo "the MQTT tests need a broker: sudo apt-get install mosquitto mosquitto-clients"; fi
 
 lint: install
 	$(BIN)/ruff check .

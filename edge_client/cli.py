@@ -89,6 +89,8 @@ def _check(settings: EdgeConfig) -> str:
 
     check_socket_path(settings.socket_path, "inference.socket")
     load_release_key(settings.registry.release_public_key)
+    if settings.mqtt.broker.address:
+        _ = settings.mqtt_topics
     interpreter_class()
     if missing_for_training():
         description = describe_without_torch(settings)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge_client.mqtt.settings import MqttConfig
 from fedge.config import limited
 from fedge.errors import ConfigError
+from fedge.mqtt.topics import DeviceTopics
 from fedge.settings import PrivacyConfig, TaskConfig, TlsConfig, is_loopback, split_address
 
 
@@ -173,6 +175,7 @@ class EdgeConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     training: TrainingProcessConfig = field(default_factory=TrainingProcessConfig)
+    mqtt: MqttConfig = field(default_factory=MqttConfig)
 
     def __post_init__(self) -> None:
         """Refuse to show this device's numbers to others, who are not asked who they are."""
@@ -195,3 +198,16 @@ class EdgeConfig:
     def samples_path(self) -> Path:
         """Path of the sample database."""
         return self.state_dir / "samples.db"
+
+    @property
+    def mqtt_topics(self) -> DeviceTopics:
+        """This device's topics.
+
+        Raises:
+            ConfigError: the name that would stand in them cannot.
+        """
+        name = self.mqtt.device or self.name or self.state_dir.resolve().name
+        try:
+            return DeviceTopics(self.mqtt.fleet, name)
+        except ConfigError as error:
+            raise ConfigError(f"set it: {error}", key="mqtt.device") from error
