@@ -130,7 +130,7 @@ class Daemon:
             private=self._config.privacy.enabled,
             num_threads=self._config.inference.num_threads,
         )
-        mark = CrashMark(self._folder.models)
+        mark = CrashMark(self._folder.path)
         stack.callback(mark.close)
         rollout.open(crashed=mark.take())
         rollout.start()
