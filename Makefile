@@ -29,6 +29,7 @@ demo: install
 	@$(BIN)/python -m simulation.demo
 
 test: install
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto > /dev/null || { echo "The tests start an MQTT broker of their own: apt-get install mosquitto (needs root)"; exit 1; }
 	$(BIN)/python -m pytest
 
 lint: install
