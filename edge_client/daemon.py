@@ -167,7 +167,7 @@ class Daemon:
 
     def status(self) -> DeviceStatus:
         """Return how this device is."""
-        problems = [self._problem]
+        problems = [self._problem, self._worker.problem]
         problems += [part.problem for part in (self._node, self._participant) if part is not None]
         if self._registry is not None:
             problems.append(self._registry.problem)
