@@ -17,7 +17,7 @@ from fedge.task import CloudData, Task
 from server.checkpoint import Checkpoint
 from server.model_update import ModelUpdate
 from server.settings import ServerConfig
-from server.tuner.correction import Outcome, correction
+from server.tuner.correction import correction, outcomes_of
 from server.tuner.federation import VirtualFederation
 from server.tuner.proposals import Proposer
 from server.tuner.schedules import reason_against
@@ -151,11 +151,7 @@ class Tuner:
         self, searcher: Searcher, state: Checkpoint, current: Choice, past: list[FrozenTrial]
     ) -> tuple[Choice, list[Candidate]]:
         """Compare candidates in virtual federations."""
-        outcomes = [
-            Outcome(t.user_attrs["round"], dict(t.params), t.value - t.user_attrs["promised"])
-            for t in past
-            if t.value is not None and t.user_attrs["promised"] is not None
-        ]
+        outcomes = outcomes_of(past, current.loss_before)
         rate = partial(correction, self._space, outcomes=outcomes, round=state.round + 1)
         is_first = not any(trial.user_attrs["searched"] for trial in past)
         found = searcher.compare(state, current.values, rate, _fixed(current), is_first=is_first)
