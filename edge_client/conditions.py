@@ -84,19 +84,21 @@ class ProcessorLoad:
         self._read = read
         self._own = own
         self._last = (*read(), own())
-        self._is_waiting = False
+        self._reason = ""
 
     def reason(self) -> str:
         """Return why training is to wait now, by the load since the last time it was asked."""
         busy, total, own = now = (*self._read(), self._own())
         passed = total - self._last[1]
-        if passed <= 0:
-            return ""
-        others = 100 * max(0.0, busy - self._last[0] - (own - self._last[2])) / passed
-        self._last = now
-        limit = self._limit * (LESS_BUSY if self._is_waiting else 1)
-        self._is_waiting = others > limit
-        if not self._is_waiting:
+        if passed > 0:
+            others = busy - self._last[0] - (own - self._last[2])
+            self._reason = self._judge(100 * max(0.0, others) / passed)
+            self._last = now
+        return self._reason
+
+    def _judge(self, others: float) -> str:
+        limit = self._limit * (LESS_BUSY if self._reason else 1)
+        if others <= limit:
             return ""
         return (
             f"other processes use {others:.0f} % of the processor, above "

@@ -55,14 +55,20 @@ _log = logging.getLogger(__name__)
 
 
 class TrainingServer:
-    """Answers one command after another until the daemon goes away."""
+    """Answers one command after another until the daemon goes away.
 
-    def __init__(self, connection: socket.socket, settings: ProcessSettings) -> None:
+    Args:
+        gate: says when training is to wait; None takes that of the settings.
+    """
+
+    def __init__(
+        self, connection: socket.socket, settings: ProcessSettings, gate: Gate | None = None
+    ) -> None:
         self._connection = connection
         self._task = load_task(settings.task.name, **settings.task.options)
         self._samples = SampleReader(settings.samples_path, settings.store)
         self._settings = settings
-        self._gate = Gate.of(settings.training)
+        self._gate = Gate.of(settings.training) if gate is None else gate
         self._deadline: float | None = None
         self._worker = InProcessWorker(
             self._task,
