@@ -187,6 +187,9 @@ def test_the_child_has_the_configured_priority_and_its_own_session(worker: Proce
     assert worker.pid is not None
     assert os.getpriority(os.PRIO_PROCESS, worker.pid) == NICE
     assert os.getsid(worker.pid) == worker.pid != os.getsid(0)
+    group = Path(f"/proc/{worker.pid}/autogroup")
+    if group.exists():  # niceness counts within a session's group; the group's own between them
+        assert group.read_text().split()[1:] == ["nice", str(NICE)]
 
 
 def test_a_killed_child_is_an_error_and_the_next_command_has_a_new_one(
