@@ -38,6 +38,8 @@ PART_S = 4.0
 """Seconds in which the engine is asked, and again the service."""
 REQUESTS_PER_S = 400.0
 CALLS_PER_S = 200.0
+VERSION_EACH_S = 1.7
+"""As long as 10 MB take over a link of 50 Mbit/s."""
 _MARGIN_S = 0.3
 
 
@@ -47,12 +49,13 @@ class Phase:
 
     Attributes:
         training: name of a training process; empty for none.
-        is_busy: versions of another model are fetched and installed, and samples come in.
+        version_each_s: a version of another model is fetched and installed so often (0: as fast
+            as it goes) while samples come in; None is neither.
         asks: whether predictions are asked for at all.
     """
 
     training: str = ""
-    is_busy: bool = False
+    version_each_s: float | None = None
     asks: bool = True
 
 
@@ -61,8 +64,9 @@ PHASES = {
     "training": Phase("lowest"),
     "training_alone": Phase("lowest", asks=False),
     "same_priority": Phase("equal"),
-    "busy": Phase(is_busy=True),
-    "busy_training": Phase("lowest", is_busy=True),
+    "busy": Phase("lowest", version_each_s=VERSION_EACH_S),
+    "busy_without_training": Phase(version_each_s=VERSION_EACH_S),
+    "busy_without_limit": Phase("lowest", version_each_s=0.0),
     "one_thread": Phase("one"),
     "one_thread_on_all_cores": Phase("one_on_all"),
 }
@@ -141,9 +145,9 @@ def measure(*, quick: bool) -> dict[str, Any]:
             f"{REQUESTS_PER_S:g} random instants a second in the daemon's process, then "
             f"{CALLS_PER_S:g} over its Unix socket; DP-SGD of the same CNN, expected batch "
             f"{BATCH_SIZE}, on {cores} threads; busy: an MLP of 10 MB ({HIDDEN} hidden units) "
-            f"downloaded, verified, patched and loaded again and again while {MESSAGES_PER_S} "
-            f"samples a second are committed, training beside it; medians over {num_turns} "
-            f"interleaved turns of {part_s:g} s each"
+            f"downloaded, decoded, verified, patched and loaded every {VERSION_EACH_S:g} s while "
+            f"{MESSAGES_PER_S} samples a second are committed, training beside it; medians over "
+            f"{num_turns} interleaved turns of {part_s:g} s each"
         ),
         **_summary(turns),
         "turns": turns,
@@ -168,8 +172,9 @@ def _summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
         "p99_training_ms": p99("training", "engine"),
         "p99_ratio": ratio("training", "engine"),
         "p99_ratio_same_priority": ratio("same_priority", "engine"),
-        "p99_ratio_busy_daemon": ratio("busy_training", "engine"),
-        "p99_ratio_busy_without_training": ratio("busy", "engine"),
+        "p99_ratio_busy_daemon": ratio("busy", "engine"),
+        "p99_ratio_busy_without_training": ratio("busy_without_training", "engine"),
+        "p99_ratio_busy_without_limit": ratio("busy_without_limit", "engine"),
         "training_speed_kept": speed("training"),
         "training_speed_kept_same_priority": speed("same_priority"),
         "p99_ratio_one_thread": ratio("one_thread", "engine"),
@@ -178,8 +183,8 @@ def _summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
         "grpc_p99_training_ms": p99("training", "grpc"),
         "grpc_p99_ratio": ratio("training", "grpc"),
         "grpc_p99_ratio_same_priority": ratio("same_priority", "grpc"),
-        "grpc_p99_ratio_busy_daemon": ratio("busy_training", "grpc"),
-        "versions": sum(turn["busy_training"]["versions"] for turn in turns),
+        "grpc_p99_ratio_busy_daemon": ratio("busy", "grpc"),
+        "versions": sum(turn["busy"]["versions"] for turn in turns),
     }
 
 
@@ -201,7 +206,7 @@ class _Bench:
 
     def measure(self, phase: Phase, part_s: float) -> dict[str, Any]:
         """Return what predictions and training came to in one phase."""
-        self._device.ask("begin", training=phase.training, is_busy=phase.is_busy)
+        self._device.ask("begin", training=phase.training, version_each_s=phase.version_each_s)
         found: dict[str, Any] = {}
         if phase.asks:
             found["engine"] = self._device.ask("engine", seconds=part_s)

@@ -25,10 +25,12 @@ from edge_client.inference import Engine, Serving, Version
 from edge_client.model_store import ModelStore
 from edge_client.process_worker import ProcessWorker
 from edge_client.registry_client import RegistryClient
+from edge_client.rollout import Rollout
 from edge_client.sample_store import SampleDatabase
 from edge_client.service import DeviceStatus, InferenceService, serve
 from edge_client.settings import (
     InferenceConfig,
+    ModelsConfig,
     RegistryClientConfig,
     StoreConfig,
     TrainingProcessConfig,
@@ -120,7 +122,9 @@ class Device:
         )
         store = ModelStore(folder / "models", load_release_key(config.release_public_key), 2)
         serving = Serving(None)
-        client = RegistryClient(config, store, serving)
+        rollout = Rollout(store, serving, ModelsConfig())
+        rollout.open(crashed=False)
+        client = RegistryClient(config, rollout)
         client.start()
         return serving, client
 
@@ -136,12 +140,13 @@ class Device:
         worker.describe()
         return worker
 
-    def begin(self, *, training: str, is_busy: bool) -> dict[str, Any]:
+    def begin(self, *, training: str, version_each_s: float | None) -> dict[str, Any]:
         """Start what is to go on beside the predictions; returns once it does.
 
         Args:
             training: which process trains, until its deadline; empty for none.
-            is_busy: whether version after version is installed and samples come in.
+            version_each_s: a version is installed so often (0: as fast as it goes) while samples
+                come in; None is neither versions nor samples.
         """
         self._over.clear()
         self._done = {}
@@ -151,9 +156,9 @@ class Device:
             steps.unlink(missing_ok=True)
             self._in_thread(lambda: self._train(training))
             _wait_for(steps.exists)
-        if is_busy:
+        if version_each_s is not None:
             self._in_thread(self._take_messages)
-            self._in_thread(self._take_versions)
+            self._in_thread(lambda: self._take_versions(version_each_s))
         return {}
 
     def _in_thread(self, work: Callable[[], None]) -> None:
@@ -181,14 +186,15 @@ class Device:
             self._over.wait(max(0.0, began + number / MESSAGES_PER_S - time.monotonic()))
         self._done["messages_per_s"] = number / (time.monotonic() - began)
 
-    def _take_versions(self) -> None:
-        """Have the next version published as soon as the one before is served."""
-        number = 0
+    def _take_versions(self, each_s: float) -> None:
+        """Have version after version published, the next not before the last one is served."""
+        number, began = 0, time.monotonic()
         while not self._over.is_set():
             os.write(self._orders, b"\n")
             _wait_for(lambda: self._other_round() == self._ordered)
             self._ordered += 1
             number += 1
+            self._over.wait(max(0.0, began + number * each_s - time.monotonic()))
         self._done["versions"] = number
 
     def _other_round(self) -> int:

@@ -1,6 +1,6 @@
 """A registry in a process of its own, which publishes the next 10 MB version when it is told to.
 
-``python -m benchmarks.contention_registry FOLDER``; each line in the pipe `ORDERS` of the folder is
+``python -m benchmarks.contention_registry FOLDER``: each line in the pipe `ORDERS` of the folder is
 one order. It says its port when it is ready, and ends when the device closes the pipe.
 """
 
@@ -26,8 +26,8 @@ HIDDEN = 1586
 """Units of both hidden layers: 10.5 MB of weights."""
 KEY_NAME = "release.key"
 ORDERS = "orders"
-NUM_MODELS = 4
-"""More than a device keeps, so that each version is downloaded."""
+STEP = 1e-3
+"""By which weights change from version to version, as a round changes them."""
 CONVERTED = Path(__file__).resolve().parents[1] / "build" / "contention"
 _NICE = 5
 """It stands for another machine, and should not take the device's place on this one."""
@@ -50,19 +50,18 @@ def main() -> None:
         ),
     )
     rng = np.random.default_rng(0)
-    models = [
-        exporter.export(layout, rng.normal(0, 0.02, layout.size).astype(np.float32))
-        for _ in range(NUM_MODELS)
-    ]
+    weights = rng.normal(0, 0.02, layout.size).astype(np.float32)
     key = load_or_create_release_key(folder / KEY_NAME)
     publisher = Publisher(
         folder / "registry", key, run_name="contention", task=task.name, keep_versions=2
     )
     registry = RegistryServer(publisher, "127.0.0.1:0", TlsConfig())
+    exporter.export(layout, weights)  # converted now, if it was not before
     print(registry.start(), flush=True)
     with (folder / ORDERS).open() as orders:
         for number, _ in enumerate(orders):
-            publisher.publish(number, models[number % len(models)])
+            publisher.publish(number, exporter.export(layout, weights))
+            weights = weights + rng.normal(0, STEP, layout.size).astype(np.float32)
     registry.stop()
 
 

@@ -30,6 +30,7 @@ MODULES = {
     "simulate-niid": "benchmarks.simulate_niid",
     "simulate-real": "benchmarks.simulate_real",
     "simulate-scale": "benchmarks.simulate_scale",
+    "swap": "benchmarks.swap",
     "trainer": "benchmarks.trainer",
     "trainer-gpu": "benchmarks.trainer_gpu",
     "tune": "benchmarks.tune",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from edge_client import model_cli
+from edge_client.samples_cli import samples_app
 from edge_client.settings import EdgeConfig
+from fedge.channels import check_socket_path
 from fedge.children import QUIET_ENVIRONMENT
 from fedge.cli import (
     CheckOption,
@@ -20,12 +25,18 @@ from fedge.cli import (
     stop_on_signals,
 )
 from fedge.config import load
+from fedge.service_manager import ServiceManager
 
 app = make_app()
+app.add_typer(samples_app, name="samples")
+app.add_typer(model_cli.app, name="model", help="Look at model versions, pin one, go back.")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def serve(
+    context: typer.Context,
     config: ConfigOption = None,
     overrides: SetOption = None,
     check: CheckOption = False,
@@ -34,6 +45,8 @@ def serve(
 
     Predictions go on when the server is away. State is kept in state_dir.
     """
+    if context.invoked_subcommand is not None:
+        return
     os.environ.update(QUIET_ENVIRONMENT)  # before Flower is imported, which reads it
     setup_logging("fedge-edge")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every poll
@@ -42,9 +55,26 @@ def serve(
         typer.echo(_check(settings))
         return
     stop = stop_on_signals()
+    manager = ServiceManager.from_environment()
+    faulthandler.enable()  # a watchdog that ends a hung daemon leaves its stacks in the log
     from edge_client.daemon import Daemon
 
-    Daemon(settings).run(stop)
+    Daemon(settings, manager).run(stop)
+
+
+@app.command("status")
+def status(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how the daemon is that serves with this configuration.
+
+    Status 0: it answers predictions and reports no problem; 1: it does not, or one is shown.
+    """
+    from edge_client.status_report import show_status
+
+    raise typer.Exit(show_status(load(EdgeConfig, config, overrides or ()), as_json=as_json))
 
 
 def _check(settings: EdgeConfig) -> str:
@@ -54,6 +84,7 @@ def _check(settings: EdgeConfig) -> str:
     from fedge.tflite.runtime import interpreter_class
     from fedge.weights import build_checked_model
 
+    check_socket_path(settings.socket_path, "inference.socket")
     load_release_key(settings.registry.release_public_key)
     task = load_task(settings.task.name, **settings.task.options)
     build_checked_model(task)

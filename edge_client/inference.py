@@ -119,6 +119,12 @@ class Serving:
         self._counting = threading.Lock()
         self._num_predictions = 0
         self._num_failures = 0
+        self._num_swaps = 0
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine that the next request gets; None while there is no model yet."""
+        return self._engine
 
     @property
     def version(self) -> Version:
@@ -148,9 +154,32 @@ class Serving:
         """Requests that raised."""
         return self._num_failures
 
+    def snapshot(self) -> dict[str, float]:
+        """Return what was counted since the daemon started, and the round that answers."""
+        counted = {
+            "predictions_total": float(self._num_predictions),
+            "prediction_failures_total": float(self._num_failures),
+            "model_swaps_total": float(self._num_swaps),
+        }
+        engine = self._engine
+        return counted if engine is None else {**counted, "model_round": engine.version.round}
+
+    def probe(self) -> bool:
+        """Let the engine answer once, uncounted; False while there is none.
+
+        Raises:
+            ModelError: the runtime fails.
+        """
+        engine = self._engine
+        if engine is not None:
+            engine.predict(np.zeros(engine.input_shape, engine.input_dtype))
+        return engine is not None
+
     def swap(self, engine: Engine) -> None:
         """Let another engine answer from the next request on; those under way finish first."""
         self._engine = engine
+        with self._counting:
+            self._num_swaps += 1
 
     def reload(self, load: Callable[[], Engine]) -> None:
         """Load an engine and swap it in, one caller at a time: the last has the newest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -55,9 +56,11 @@ class SessionFile:
             return None
 
     def write(self, node_id: int) -> None:
-        """Note an open session."""
-        write_atomically(self._path, str(node_id).encode())
+        """Note an open session; a full disk costs the note, not the session."""
+        with contextlib.suppress(OSError):
+            write_atomically(self._path, str(node_id).encode())
 
     def clear(self) -> None:
         """Note that it was closed."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)

@@ -27,7 +27,8 @@ class PendingMessage:
 
     def clear(self) -> None:
         """Note that it was answered, or that nobody waits for it."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
     def take(self, node_id: int) -> Message | None:
         """Return the message that this node left unanswered when it was cut off, and forget it."""

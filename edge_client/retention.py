@@ -64,10 +64,10 @@ class Reservoir:
 
     Algorithm R needs a fixed number of places; this store is bounded in bytes and age. So each
     sample draws a number once, and those below a threshold stay. The threshold falls to the
-    largest draw kept whenever there is no room, and is remembered. With samples of one size this
-    keeps exactly what algorithm R keeps in law, and with any sizes each sample that was offered
-    stays with the same chance. When age has emptied half of the store the threshold begins anew:
-    else a device that once was busy would hardly keep anything later.
+    largest draw kept whenever there is no room, and is remembered. Samples of one size stay with
+    the same chance whenever they came: what algorithm R keeps. When age has emptied half of the
+    store the threshold begins anew: else a device that once was busy would hardly keep anything
+    later.
 
     Source: the random-sort form of reservoir sampling; Vitter, "Random sampling with a
     reservoir", ACM TOMS 11 (1985), for algorithm R.

@@ -6,12 +6,13 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_client.array_columns import empty_rows, unpack
 from edge_client.database import mapped_errors, open_read_only
@@ -25,8 +26,26 @@ log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 
+ROWS_AT_A_TIME = 256
+
 _SHAPES = "input_dtype, input_shape, target_dtype, target_shape"
 _IN_SPLIT = "target IS NOT NULL AND added_at >= ? AND split_position >= ? AND split_position < ?"
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """One sample as it is stored.
+
+    Attributes:
+        added_at: seconds since 1970.
+        target: None where nobody has labelled it.
+    """
+
+    sample_id: str
+    added_at: float
+    split: Split
+    input: npt.NDArray[Any]
+    target: npt.NDArray[Any] | None
 
 
 @dataclass(frozen=True)
@@ -91,6 +110,34 @@ class SampleReader(Closing):
                 (oldest, low, high),
             ).fetchall()
         return _stack(rows, newest)
+
+    def all(self) -> Iterator[StoredSample | None]:
+        """Return every sample, oldest first; None in place of a damaged one.
+
+        Rows are read a few at a time: what is added or removed meanwhile may or may not be seen.
+        """
+        oldest, after = self._clock() - self._config.max_age_s, 0
+        while True:
+            with self._lock, mapped_errors(self._path):
+                rows = self._connection.execute(
+                    "SELECT sequence, id, added_at, split_position, input_dtype, input_shape, "
+                    "input, input_crc, target_dtype, target_shape, target, target_crc "
+                    "FROM samples WHERE sequence > ? AND added_at >= ? ORDER BY sequence LIMIT ?",
+                    (after, oldest, ROWS_AT_A_TIME),
+                ).fetchall()
+            yield from (self._read_sample(row[1:]) for row in rows)
+            if len(rows) < ROWS_AT_A_TIME:
+                return
+            after = rows[-1][0]
+
+    def _read_sample(self, row: tuple[Any, ...]) -> StoredSample | None:
+        sample_id, added_at, position, *columns = row
+        split: Split = "holdout" if position < self._config.holdout_fraction else "train"
+        inputs = unpack(columns[:4])
+        target = None if columns[4] is None else unpack(columns[4:])
+        if inputs is None or (target is None and columns[4] is not None):
+            return None
+        return StoredSample(sample_id, added_at, split, inputs, target)
 
     def counts(self) -> tuple[int, int]:
         """Return how many samples are labelled and how many are not."""

@@ -80,6 +80,9 @@ _SECOND: Migration = (
         heard INTEGER NOT NULL
     ) WITHOUT ROWID""",
     "CREATE INDEX sources_by_last_word ON sources (heard)",
+    """CREATE TABLE stream_states (
+        source TEXT PRIMARY KEY, state BLOB NOT NULL, written INTEGER NOT NULL
+    ) WITHOUT ROWID""",
 )
 
 MIGRATIONS = (_FIRST, _SECOND)

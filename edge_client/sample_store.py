@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edge_client.array_columns import ArrayColumns, pack
 from edge_client.database import mapped_errors, open_database, transaction
+from edge_client.group_commit import GroupCommit
 from edge_client.retention import LABELLED_SHARE, RETENTIONS, draw_number
 from edge_client.sample_reader import Clock, SampleReader, StoreFigures, split_position
 from edge_client.sample_schema import MIGRATIONS
@@ -31,6 +32,7 @@ from fedge.task import Examples, Split
 log = logging.getLogger(__name__)
 
 MAX_ID_BYTES = 256
+MAX_STREAMS = 64
 ROW_OVERHEAD_BYTES = 128  # what SQLite and the other columns take, roughly
 
 
@@ -82,6 +84,7 @@ class SampleDatabase(Closing):
         self._connection = open_database(path, MIGRATIONS)
         self._waiting = WaitingLabels(self._connection, config.max_bytes)
         self._reader = SampleReader(path, config, clock)
+        self._together: GroupCommit[PreparedSample, bool] = GroupCommit(self.add_many)
         with self._lock, mapped_errors(path), transaction(self._connection):
             self._remove_expired()
             self._make_room("")
@@ -95,9 +98,12 @@ class SampleDatabase(Closing):
         source: str = "",
         sequence: int | None = None,
     ) -> bool:
-        """Keep a sample; returns whether it is new. See `prepare` and `add_many`."""
+        """Keep a sample; returns whether it is new. See `prepare` and `add_many`.
+
+        What several threads add at once is committed together.
+        """
         sample = self.prepare(sample_id, inputs, target, source=source, sequence=sequence)
-        return self.add_many([sample])[0]
+        return self._together.submit(sample)
 
     def prepare(
         self,
@@ -134,18 +140,26 @@ class SampleDatabase(Closing):
         self._check_size(sample_id, sample.size_bytes + (label.size_bytes if label else 0))
         return sample
 
-    def add_many(self, samples: Sequence[PreparedSample]) -> list[bool]:
+    def add_many(
+        self, samples: Sequence[PreparedSample], states: Mapping[str, bytes] | None = None
+    ) -> list[bool]:
         """Keep samples in one step, which costs one wait for the disk; tells which are new.
 
         A sample whose number came from its source before is dropped and counted. One whose id
         is stored keeps its first input and takes a given target. New is also what the retention
         does not keep.
+
+        Args:
+            samples: what `prepare` returned.
+            states: what the streams that the samples came from need to go on, by source; kept
+                in the same step, of the `MAX_STREAMS` written last.
         """
         with self._lock, mapped_errors(self._path), transaction(self._connection):
             self._remove_expired()
             book = SourceBook(self._connection)
             added = [self._add(sample, book) for sample in samples]
             book.save()
+            self._keep_states(states or {})
             self._connection.execute(
                 "UPDATE totals SET duplicates = duplicates + ?", (added.count(False),)
             )
@@ -179,6 +193,11 @@ class SampleDatabase(Closing):
                 "others (store.max_bytes, store.max_age_s, store.retention)"
             )
 
+    def stream_states(self) -> dict[str, bytes]:
+        """Return what `add_many` was given last, by source."""
+        with self._lock, mapped_errors(self._path):
+            return dict(self._connection.execute("SELECT source, state FROM stream_states"))
+
     def labelled(self, split: Split) -> Examples:
         """Return the labelled samples of one split; see `SampleReader.labelled`."""
         return self._reader.labelled(split)
@@ -208,7 +227,8 @@ class SampleDatabase(Closing):
             "ON CONFLICT (id) DO NOTHING",
             (*row, *sample.input.values, self._draw()),
         )
-        label = sample.target or self._waiting.take(sample_id)
+        waiting = self._waiting.take(sample_id)
+        label = sample.target or waiting
         if label is not None:
             try:
                 self._set_target(sample_id, label)
@@ -216,6 +236,20 @@ class SampleDatabase(Closing):
                 log.warning("a label is left out: %s", error)
         self._make_room(sample_id)
         return inserted.rowcount > 0
+
+    def _keep_states(self, states: Mapping[str, bytes]) -> None:
+        for source, state in states.items():
+            self._connection.execute(
+                "INSERT OR REPLACE INTO stream_states SELECT ?, ?, 1 + ifnull(max(written), 0) "
+                "FROM stream_states",
+                (source, state),
+            )
+        if states:
+            self._connection.execute(
+                "DELETE FROM stream_states WHERE source IN (SELECT source FROM stream_states "
+                "ORDER BY written DESC LIMIT -1 OFFSET ?)",
+                (MAX_STREAMS,),
+            )
 
     def _set_target(self, sample_id: str, label: ArrayColumns) -> bool:
         """Set a stored sample's target; a reservoir may then let the sample go."""

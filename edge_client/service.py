@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -50,12 +50,16 @@ class DeviceStatus:
         problem: what stops the device from taking part; empty when nothing does.
         epsilon: ε spent, all rounds together; None without DP.
         delta: its δ.
+        healthy: predictions are answered.
+        figures: numbers by name; see `edge_client.metrics`.
     """
 
     connected: bool = False
     problem: str = ""
     epsilon: float | None = None
     delta: float | None = None
+    healthy: bool = True
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
@@ -66,11 +70,17 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
     Args:
         status: called for each Status request, in its thread.
+        observe: told the latency of each answer, in µs.
     """
 
     def __init__(
-        self, serving: Serving, samples: SampleDatabase, status: Callable[[], DeviceStatus]
+        self,
+        serving: Serving,
+        samples: SampleDatabase,
+        status: Callable[[], DeviceStatus],
+        observe: Callable[[float], None] = lambda _: None,
     ) -> None:
+        self._observe = observe
         self._serving = serving
         self._samples = samples
         self._status = status
@@ -119,8 +129,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         device = self._status()
         labelled, unlabelled = self._count_samples()
         problems = [text for text in (device.problem, self._store_problem) if text]
+        model = self._model_version()
         return inference_pb2.StatusResponse(
-            model=self._model_version(),
+            model=model,
             predictions=self._serving.num_predictions,
             predictions_failed=self._serving.num_failures,
             samples_labelled=labelled,
@@ -130,6 +141,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             connected=device.connected,
             problem="; ".join(problems),
             protocol=PROTOCOL_VERSION,
+            healthy=device.healthy and model is not None,
+            figures=device.figures,
         )
 
     def _predict(self, request: inference_pb2.PredictRequest) -> inference_pb2.PredictResponse:
@@ -140,6 +153,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 f"{list(self._serving.input_shape)}, got {list(inputs.shape)}"
             )
         prediction = self._serving.predict(inputs)
+        self._observe(prediction.latency_us)
         if request.sample_id:
             self._keep(request.sample_id, inputs)
         version = prediction.version

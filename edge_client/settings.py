@@ -61,6 +61,30 @@ class RegistryClientConfig:
 
 
 @dataclass(frozen=True)
+class ModelsConfig:
+    """When a version is taken out of service again, for the one before it.
+
+    Attributes:
+        max_metric_drop: a version is left if the metric on this device's labelled holdout samples
+            (accuracy, or R² of numbers) is surely lower by more than this; 0 does not look.
+        min_labelled: fewer labelled holdout samples say nothing.
+        max_crashes: crashes of the daemon within ``healthy_s`` of serving a version, one after the
+            other, that make it the version's fault; 0 does not count them.
+        max_kills: the same for deaths of any kind, kills and power cuts too.
+        probation_s: seconds after a swap in which the metric is looked at as labels come in.
+        check_s: seconds between such looks.
+    """
+
+    max_metric_drop: float = limited(0.1, ge=0, le=1)
+    min_labelled: int = limited(30, ge=2)
+    max_crashes: int = limited(3, ge=0)
+    max_kills: int = limited(20, ge=1)
+    healthy_s: float = limited(60.0, gt=0)
+    probation_s: float = limited(3600.0, ge=0)
+    check_s: float = limited(30.0, gt=0)
+
+
+@dataclass(frozen=True)
 class InferenceConfig:
     """The local prediction service.
 
@@ -161,17 +185,32 @@ class EdgeConfig:
     Attributes:
         state_dir: the one folder that holds all of this device's state.
         name: shown in logs; empty takes the folder's name.
+        metrics_address: ``host:port`` of the Prometheus page, on loopback; empty switches it off.
     """
 
     state_dir: Path = Path("edge-state")
     name: str = ""
+    metrics_address: str = ""
     task: TaskConfig = field(default_factory=TaskConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     node: NodeConfig = field(default_factory=NodeConfig)
     registry: RegistryClientConfig = field(default_factory=RegistryClientConfig)
+    models: ModelsConfig = field(default_factory=ModelsConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     training: TrainingProcessConfig = field(default_factory=TrainingProcessConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse to show this device's numbers to others, who are not asked who they are."""
+        if not self.metrics_address:
+            return
+        split_address(self.metrics_address, "metrics_address")
+        if not is_loopback(self.metrics_address):
+            raise ConfigError(
+                f"{self.metrics_address} is not on loopback: let a proxy on this device that "
+                "knows its callers pass the page on",
+                key="metrics_address",
+            )
 
     @property
     def socket_path(self) -> Path:

@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from edge_client.backoff import Backoff
 from edge_client.node_identity import SessionFile
 from edge_client.pending_message import PendingMessage
+from edge_client.pulse import Pulse
 from fedge.errors import FedgeError, TransportError
 from fedge.flower_internals import ERROR_CODE_APP_FAILED, NodeConnection
 from fedge.superlink_errors import Refused, RunNotRunning
@@ -25,6 +26,7 @@ from fedge.superlink_errors import Refused, RunNotRunning
 FIRST_DELAY_S = 0.5
 IDLE_SHARE = 0.05
 LONGEST_POLL_S = 1.0
+STEP_S = 600.0  # no exchange with the SuperLink takes longer, unless the loop hangs
 MAX_PUSHES = 5
 
 _log = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class NodeLoop:
         self._pending = pending
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="node", daemon=True)
+        self.pulse = Pulse()
         self._unsent: _Unsent | None = None
         self._node_id: int | None = None
         self.connected = False
@@ -87,6 +90,7 @@ class NodeLoop:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            self.pulse.beat(STEP_S)
             try:
                 self._live()
             except TransportError as error:
@@ -97,7 +101,9 @@ class NodeLoop:
                     _log.exception("the node met a bug and connects again")
                 self._report(f"{type(error).__name__} in the node; the log says more")
             self.connected = False
-            self._stop.wait(self._backoff.next_delay_s())
+            delay_s = self._backoff.next_delay_s()
+            self.pulse.beat(delay_s + STEP_S)
+            self._stop.wait(delay_s)
 
     def _report(self, problem: str) -> None:
         if problem != self.problem and not self._stop.is_set():
@@ -134,6 +140,7 @@ class NodeLoop:
     def _serve(self, connection: NodeConnection, node_id: int) -> None:
         busy_at = time.monotonic()
         while True:
+            self.pulse.beat(STEP_S)
             self._push(connection)
             if self._stop.is_set():
                 return
@@ -147,6 +154,7 @@ class NodeLoop:
                 continue
             began = time.monotonic()
             self._pending.note(message)
+            self.pulse.beat(None)  # the worker has a deadline of its own
             reply = self._answer(message, node_id)
             busy_at = time.monotonic()
             self._unsent = _Unsent(reply, busy_at - began)

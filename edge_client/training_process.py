@@ -17,12 +17,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from edge_client.conditions import CHECK_INTERVAL_S, Gate
 from edge_client.framing import receive_frame, send_frame
+from edge_client.opened_later import OpenedLater
 from edge_client.process_limits import (
     MIB,
     half_of_memory,
@@ -45,9 +46,11 @@ from edge_client.worker_frames import (
 from fedge.children import die_with_parent
 from fedge.config import build
 from fedge.errors import FedgeError, OutOfMemory, TrainingPaused, TransportError
+from fedge.logs import setup_logging
 from fedge.privacy.accounting import Spend, epsilon
 from fedge.settings import Hyperparameters
 from fedge.task import load_task
+from fedge.windows import window_spec_of
 
 IDLE_CHECK_S = 0.5
 
@@ -66,7 +69,8 @@ class TrainingServer:
     ) -> None:
         self._connection = connection
         self._task = load_task(settings.task.name, **settings.task.options)
-        self._samples = SampleReader(settings.samples_path, settings.store)
+        reader = OpenedLater(lambda: SampleReader(settings.samples_path, settings.store))
+        self._samples = cast("SampleReader", reader)
         self._settings = settings
         self._gate = Gate.of(settings.training) if gate is None else gate
         self._deadline: float | None = None
@@ -136,12 +140,13 @@ class TrainingServer:
         )
 
     def _describe(self, _: dict[str, Any], __: bytearray) -> tuple[dict[str, Any], bytes]:
-        files = self._task.edge_files()
+        files, windows = self._task.edge_files(), window_spec_of(self._task)
         description = Description(
             name=self._task.name,
             input_shape=tuple(self._task.input_shape),
             template="" if files is None else str(files.template.resolve()),
             plan="" if files is None else str(files.plan.resolve()),
+            windows="" if windows is None else windows.to_json(),
         )
         return asdict(description), b""
 
@@ -262,8 +267,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(
-        level=os.environ.get("FEDGE_LOG_LEVEL", "INFO").upper(),
-        format="%(asctime)s fedge-edge-training %(levelname)s %(message)s",
-    )
+    setup_logging("fedge-edge", part="training")
     main()

@@ -64,12 +64,14 @@ class Description:
 
     Attributes:
         template, plan: the task's shipped TFLite files; empty where it ships none.
+        windows: JSON of the `WindowSpec` that its inputs are cut by; empty where they are not.
     """
 
     name: str
     input_shape: tuple[int, ...]
     template: str = ""
     plan: str = ""
+    windows: str = ""
 
 
 def ask_to_json(ask: Ask) -> dict[str, Any]:

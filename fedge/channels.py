@@ -215,6 +215,15 @@ def _check_port(address: str, host: str, port: int, key: str) -> None:
         ) from error
 
 
+def check_socket_path(path: Path, key: str) -> None:
+    """Refuse a path that is too long for a Unix socket.
+
+    Raises:
+        ConfigError: it is; names the key.
+    """
+    _socket_path(f"{UNIX_PREFIX}{path}", key)
+
+
 def _socket_path(address: str, key: str | None = None) -> Path:
     path = address.removeprefix(UNIX_PREFIX)
     length = len(os.fsencode(path))

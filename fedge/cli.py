@@ -31,6 +31,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fedge.errors import FedgeError
+from fedge.logs import setup_logging as setup_logging
 
 EXIT_BUG = 1
 EXIT_ERROR = 2
@@ -85,32 +86,20 @@ def run_cli(app: typer.Typer, args: Sequence[str] | None = None) -> NoReturn:
     sys.exit(status)  # type: ignore[arg-type]
 
 
-def setup_logging(program: str) -> None:
-    """Log to stderr, one line a record that begins with time and program.
-
-    The environment variable ``FEDGE_LOG_LEVEL`` chooses the level (``INFO``).
-    """
-    level = os.environ.get("FEDGE_LOG_LEVEL", "INFO").upper()
-    known = level in logging.getLevelNamesMapping()
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level if known else logging.INFO,
-        format=f"%(asctime)s {program} %(levelname)s %(message)s",
-        force=True,
-    )
-    # Flower imports it, and it tells of each of its plugins.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    if not known:
-        log.warning("FEDGE_LOG_LEVEL=%s is not a level; using INFO", level)
-
-
 def stop_on_signals() -> threading.Event:
     """Return an event that the first SIGINT or SIGTERM sets; call it in the main thread.
 
-    The second signal acts as it would have without us, so a stop that hangs can be ended.
+    The second signal acts as it would have without us, so a stop that hangs can be ended. SIGHUP,
+    the end of a terminal, sets it too, unless ``nohup`` had it ignored; a second one does nothing.
     """
     stop = threading.Event()
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def hang_up(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        _thread.start_new_thread(stop.set, ())
+
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, hang_up)
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         for each, handler in previous.items():
@@ -125,7 +114,7 @@ def stop_on_signals() -> threading.Event:
 
 @contextmanager
 def interruptible(stop: threading.Event) -> Iterator[None]:
-    """Let SIGINT and SIGTERM raise KeyboardInterrupt in the block, which polls no event.
+    """Let SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the block, which polls no event.
 
     For the main thread, and work that holds nothing that must be ended in order.
 
@@ -134,7 +123,8 @@ def interruptible(stop: threading.Event) -> Iterator[None]:
     """
     previous = {
         number: signal.signal(number, signal.default_int_handler)
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) != signal.SIG_IGN
     }
     try:
         if stop.is_set():

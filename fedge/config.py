@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
 import typing
@@ -23,6 +24,7 @@ from fedge.errors import ConfigError
 C = TypeVar("C")
 _LIMITS = "fedge.limits"
 _IS_PATH = "fedge.is-path"
+_SECRET = re.compile("password|passphrase|secret|token")
 
 
 @dataclass(frozen=True)
@@ -232,11 +234,11 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"must be a section, got {value!r}", key=key)
+            raise ConfigError(f"must be a section, got {_show(key, value)}", key=key)
         return build(typing.cast("type[Any]", hint), value, key + ".")
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"must be a list, got {value!r}", key=key)
+            raise ConfigError(f"must be a list, got {_show(key, value)}", key=key)
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, entry, f"{key}[{i}]") for i, entry in enumerate(value))
     if hint is Path and isinstance(value, str):
@@ -247,7 +249,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return _to_float(value, key)
     expected = dict if origin is dict else hint
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ConfigError(f"must be {_say(expected)}, got {value!r}", key=key)
+        raise ConfigError(f"must be {_say(expected)}, got {_show(key, value)}", key=key)
     return value
 
 
@@ -256,6 +258,12 @@ def _to_float(value: int, key: str) -> float:
         return float(value)
     except OverflowError:
         raise ConfigError("must be a number that fits a float", key=key) from None
+
+
+def _show(key: str, value: Any) -> str:
+    """Return a value for an error text, which is logged: never one that is secret."""
+    is_secret = _SECRET.search(key.rpartition(".")[2]) is not None
+    return "a value that is not shown" if is_secret else repr(value)
 
 
 def _say(hint: Any) -> str:

@@ -1,18 +1,15 @@
-"""The optional metrics page: the last committed round and the registry, for Prometheus."""
+"""The server's metrics page: the last committed round and the registry, for Prometheus."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from fedge.errors import ConfigError
-from fedge.settings import split_address
+from fedge.metrics_page import Family, MetricsPage, serve_page
+from fedge.metrics_page import render as render_families
 from server.event_tail import last_object
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 KEY = "metrics_address"
 
 
@@ -26,46 +23,20 @@ def render(metrics: dict[str, Any], gauges: dict[str, float]) -> str:
     epsilon = [spent for spent in (metrics.get("epsilon") or {}).values() if spent is not None]
     if epsilon:
         values["epsilon_max"] = max(epsilon)
-    lines = []
-    for name, value in sorted(values.items()):
-        lines += [f"# TYPE fedge_{name} gauge", f"fedge_{name} {value!r}"]
+    families = [
+        Family(f"fedge_{name}", "gauge", (("", (), value),))
+        for name, value in sorted(values.items())
+    ]
     if refused:
-        lines.append("# TYPE fedge_refused gauge")
-    lines += [f'fedge_refused{{reason="{_label(r)}"}} {n}' for r, n in sorted(refused.items())]
-    return "\n".join(lines) + "\n"
+        samples = tuple(("", (("reason", r),), float(n)) for r, n in sorted(refused.items()))
+        families.append(Family("fedge_refused", "gauge", samples))
+    return render_families(families)
 
 
-def serve_metrics(
-    address: str, path: Path, gauges: Callable[[], dict[str, float]]
-) -> ThreadingHTTPServer:
-    """Serve ``/metrics`` from a metrics file in threads of its own; ``shutdown`` ends it.
+def serve_metrics(address: str, path: Path, gauges: Callable[[], dict[str, float]]) -> MetricsPage:
+    """Serve ``/metrics`` from a metrics file; ``close`` ends it.
 
     Raises:
         ConfigError: the address is taken or cannot be used.
     """
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path.partition("?")[0] != "/metrics":
-                self.send_error(404, "only /metrics is here")
-                return
-            content = render(last_object(path) or {}, gauges()).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", CONTENT_TYPE)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Keep scrapes out of the log."""
-
-    try:
-        server = ThreadingHTTPServer(split_address(address, KEY), Page)
-    except OSError as error:
-        raise ConfigError(f"cannot serve on {address}: {error.strerror}", key=KEY) from error
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-    return server
-
-
-def _label(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return serve_page(address, lambda: render(last_object(path) or {}, gauges()), key=KEY)

@@ -180,6 +180,26 @@ Global___StatusRequest: _TypeAlias = StatusRequest  # noqa: Y015
 class StatusResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class FiguresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     PREDICTIONS_FAILED_FIELD_NUMBER: _builtins.int
@@ -190,6 +210,8 @@ class StatusResponse(_message.Message):
     CONNECTED_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
+    HEALTHY_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
     predictions: _builtins.int
     predictions_failed: _builtins.int
     samples_labelled: _builtins.int
@@ -201,8 +223,14 @@ class StatusResponse(_message.Message):
     problem: _builtins.str
     """What stops this device from taking part; empty when nothing does."""
     protocol: _builtins.int
+    healthy: _builtins.bool
+    """Predictions are answered: the last self-check passed, and there is a model."""
     @_builtins.property
     def model(self) -> Global___ModelVersion: ...
+    @_builtins.property
+    def figures(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The numbers of the Prometheus page by name, without prefix."""
+
     def __init__(
         self,
         *,
@@ -216,10 +244,12 @@ class StatusResponse(_message.Message):
         connected: _builtins.bool = ...,
         problem: _builtins.str = ...,
         protocol: _builtins.int = ...,
+        healthy: _builtins.bool = ...,
+        figures: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_delta", b"_delta", "_epsilon", b"_epsilon", "delta", b"delta", "epsilon", b"epsilon", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delta", b"_delta", "_epsilon", b"_epsilon", "connected", b"connected", "delta", b"delta", "epsilon", b"epsilon", "model", b"model", "predictions", b"predictions", "predictions_failed", b"predictions_failed", "problem", b"problem", "protocol", b"protocol", "samples_labelled", b"samples_labelled", "samples_unlabelled", b"samples_unlabelled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delta", b"_delta", "_epsilon", b"_epsilon", "connected", b"connected", "delta", b"delta", "epsilon", b"epsilon", "figures", b"figures", "healthy", b"healthy", "model", b"model", "predictions", b"predictions", "predictions_failed", b"predictions_failed", "problem", b"problem", "protocol", b"protocol", "samples_labelled", b"samples_labelled", "samples_unlabelled", b"samples_unlabelled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__delta: _TypeAlias = _typing.Literal["delta"]  # noqa: Y015
     _WhichOneofArgType__delta: _TypeAlias = _typing.Literal["_delta", b"_delta"]  # noqa: Y015

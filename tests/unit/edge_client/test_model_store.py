@@ -292,7 +292,7 @@ def test_a_damaged_shared_file_is_asked_for_again_and_heals_the_store(tmp_path: 
     digest = Blob.of(TEMPLATE).digest
     (tmp_path / "blobs" / digest).write_bytes(TEMPLATE[:-1] + b"x")
     assert not store.has_blob(digest)
-    assert store.current() is None
+    assert open_store(tmp_path).current() is None
     store.install(*publish(2).args)
     assert [stored.version.round for stored in store.versions()] == [2, 1]
 
@@ -386,3 +386,21 @@ def test_a_damaged_bundled_model_is_refused(tmp_path: Path) -> None:
         path.unlink()
         with pytest.raises(ModelError, match="cannot be read"):
             load_bundled(files)
+
+
+def test_an_install_reads_each_file_at_most_once_and_the_template_never_again(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.install(*publish(1).args)
+    checked: list[str] = []
+    check = Blob.check
+
+    def count(blob: Blob, content: bytes, what: str) -> bytes:
+        checked.append(blob.digest)
+        return check(blob, content, what)
+
+    monkeypatch.setattr(Blob, "check", count)
+    content, signature, blobs = publish(2).args
+    new = {digest: blob for digest, blob in blobs.items() if not store.has_blob(digest)}
+    store.install(content, signature, new)
+    assert sorted(checked) == sorted(new)

@@ -173,3 +173,24 @@ def test_work_does_not_begin_after_a_stop() -> None:
     with pytest.raises(KeyboardInterrupt), interruptible(stop):
         begun = True
     assert not begun
+
+
+def run_and_hang_up(handler: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that SIGHUP reaches twice, and that says what came of its stop event."""
+    code = (
+        "import os, signal, time\nfrom fedge.cli import stop_on_signals\n"
+        f"signal.signal(signal.SIGHUP, signal.{handler})\nstop = stop_on_signals()\n"
+        "for _ in range(2): os.kill(os.getpid(), signal.SIGHUP)\n"
+        "print(stop.wait(5 if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else 0))"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_the_end_of_a_terminal_is_a_stop_and_not_a_kill() -> None:
+    run = run_and_hang_up("SIG_DFL")
+    assert (run.returncode, run.stdout) == (0, "True\n")
+
+
+def test_nohup_is_respected() -> None:
+    run = run_and_hang_up("SIG_IGN")
+    assert (run.returncode, run.stdout) == (0, "False\n")

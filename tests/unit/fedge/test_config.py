@@ -232,3 +232,16 @@ def test_every_default_of_the_real_roles_is_within_its_own_limits(tmp_path: Path
     edge = load(EdgeConfig, None, [f"registry.release_public_key={key}"])
     assert build(EdgeConfig, to_tree(edge)) == edge
     assert build(ServerConfig, to_tree(load(ServerConfig, None))) == load(ServerConfig, None)
+
+
+@dataclass(frozen=True)
+class Login:
+    password: str = ""
+    token: str = ""
+    token_count: int = 0
+
+
+@pytest.mark.parametrize("key", ["password", "token", "token_count"])
+def test_an_error_never_shows_a_secret(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: must be .*, got a value that is not shown"):
+        build(Login, {key: [4711]})

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fedge.errors import ModelError
-from fedge.task import EdgeFiles
+from fedge.task import EdgeFiles, Task
 from fedge.tasks.digits import Digits
+from fedge.tasks.sensor import Sensor
 from fedge.tflite.patch import Patcher
 from fedge.tflite.plan import Plan
 from fedge.tflite.runner import Runner
@@ -23,6 +24,7 @@ from server.convert import (
 from tests.unit.server.convertible_tasks import MODELS
 
 DIGITS = "fedge.tasks.digits:Digits"
+SHIPPED: list[tuple[str, Task]] = [(DIGITS, Digits()), ("fedge.tasks.sensor:Sensor", Sensor())]
 SMALL = "tests.unit.server.convertible_tasks:Small"
 needs_no_converter = pytest.mark.skipif(
     importlib.util.find_spec("litert_torch") is not None, reason="the converter is installed here"
@@ -110,22 +112,26 @@ def test_the_interpreter_of_the_environment_variable_comes_first(
     assert find_converter() == "/some/python"
 
 
-def test_the_shipped_plan_fits_the_digits_model() -> None:
-    files = Digits().edge_files()
+@pytest.mark.parametrize("task", [task for _, task in SHIPPED], ids=lambda task: task.name)
+def test_a_shipped_plan_fits_its_model(task: Task) -> None:
+    files = task.edge_files()
     assert files is not None
     template, plan = read(files)
-    assert plan.layout == layout_of(Digits().build_model())
+    assert plan.layout == layout_of(task.build_model())
     assert (plan.unused, plan.ties) == ((), ())
     assert np.isfinite(Patcher(template, plan).shipped_weights()).all()
 
 
 @pytest.mark.convert
 @pytest.mark.slow
-def test_converting_digits_again_gives_what_is_shipped(tmp_path: Path, converter: str) -> None:
-    shipped = Digits().edge_files()
+@pytest.mark.parametrize(("reference", "task"), SHIPPED, ids=["digits", "sensor"])
+def test_converting_again_gives_what_is_shipped(
+    reference: str, task: Task, tmp_path: Path, converter: str
+) -> None:
+    shipped = task.edge_files()
     assert shipped is not None
     ours, plan = read(shipped)
-    theirs, remade = read(convert_in_subprocess(DIGITS, {}, tmp_path, converter))
+    theirs, remade = read(convert_in_subprocess(reference, {}, tmp_path, converter))
     assert remade == plan
     weights = np.random.default_rng(5).normal(size=plan.layout.size).astype(np.float32)
     patched = Patcher(ours, plan).patch(plan.layout, weights)

@@ -54,9 +54,8 @@ def page(tmp_path: Path) -> Iterator[str]:
     server = serve_metrics(
         "127.0.0.1:0", tmp_path / "metrics.jsonl", lambda: {"published_round": 0}
     )
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    yield f"http://127.0.0.1:{server.port}"
+    server.close()
 
 
 def get(url: str) -> str:
