@@ -43,6 +43,7 @@ from edge_client.supernode import NodeLoop
 from edge_client.window_stream import WindowStream
 from edge_client.worker_frames import ProcessSettings
 from fedge.channels import check_socket_path
+from fedge.cli import wait_for_stop
 from fedge.durable import append_line
 from fedge.errors import ConfigError, FedgeError, ModelError, PrivacyError
 from fedge.flower_internals import NodeConnection
@@ -90,7 +91,7 @@ class Daemon:
             except FedgeError:
                 if not stop.is_set():  # else it is only the child that we ended ourselves
                     raise
-            stop.wait()
+            wait_for_stop(stop)
             self._operation.stopping()
             _log.info("stopping")
 
