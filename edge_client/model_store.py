@@ -7,32 +7,30 @@ instant leaves the old version or the new. The version served is never the only 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from edge_client.inference import Engine, Version
+from edge_client.version_choices import ChoicesFile
 from edge_client.version_files import SignedManifest, VersionFiles
-from fedge.errors import FedgeError, InvalidInput, ModelError
+from edge_client.version_loader import Compose as Compose
+from edge_client.version_loader import VersionLoader, version_of
+from edge_client.version_loader import blobs_of as blobs_of
+from edge_client.version_loader import load_bundled as load_bundled
+from fedge.errors import ModelError
 from fedge.manifest import Blob, ModelManifest, verify
-from fedge.params import BYTES_PER_PARAMETER, Layout, Vector, vector_digest
 from fedge.protocol import PROTOCOL_VERSION
-from fedge.task import EdgeFiles
-from fedge.tflite.patch import Patcher
-from fedge.tflite.selftest import decode_self_test, run_self_test
 
 logger = logging.getLogger(__name__)
 
-Array = npt.NDArray[Any]
-Compose = Callable[[str, Layout, Vector], Vector]
-"""Returns what a device predicts with: run name, layout and published weights to weights."""
+Attempt = Callable[[str], object]
+"""Is called with a version's id just before its file is given to the runtime."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +38,38 @@ class StoredVersion:
     """A version that is whole on disk.
 
     Attributes:
-        number: grows with each installation on this device.
+        number: its place in the order of installation on this device.
+        id: SHA-256 (hex) of the manifest as it was signed.
     """
 
     number: int
-    version: Version
+    id: str
     manifest: ModelManifest
+
+    @property
+    def version(self) -> Version:
+        """What answers say."""
+        return version_of(self.manifest)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A version that may be used and is not on disk yet.
+
+    Attributes:
+        engine: passed its known answers; ready to serve.
+        contents: checked blobs by digest, those already on disk left out.
+    """
+
+    id: str
+    signed: SignedManifest
+    manifest: ModelManifest
+    engine: Engine
+    contents: Mapping[str, tuple[Blob, bytes]]
 
 
 class ModelStore:
-    """The last few versions of one device; safe across threads, one process at a time.
+    """The last few versions of one device; safe across threads, one daemon at a time.
 
     Args:
         root: folder of its own.
@@ -68,11 +88,21 @@ class ModelStore:
         compose: Compose | None = None,
     ) -> None:
         self._files = VersionFiles(root)
+        self.choices = ChoicesFile(root)
         self._root = root
         self._public_key = public_key
         self._keep_versions = keep_versions
-        self._compose = compose
+        self._loader = VersionLoader(compose)
         self._lock = threading.RLock()
+        self._current: StoredVersion | None = None
+
+    def read_blob(self, what: str, blob: Blob) -> bytes:
+        """Return a blob's bytes, checked.
+
+        Raises:
+            ModelError: it is missing or damaged.
+        """
+        return self._files.read_blob(what, blob)
 
     def has_blob(self, digest: str) -> bool:
         """Tell whether a blob is here and whole, so that it need not be fetched."""
@@ -90,6 +120,68 @@ class ModelStore:
         _check_protocol(manifest)
         return manifest
 
+    def prepare(
+        self,
+        manifest_bytes: bytes,
+        signature: bytes,
+        blobs: Mapping[str, bytes],
+        num_threads: int = 1,
+        *,
+        allow_older: bool = False,
+    ) -> Prepared:
+        """Verify, patch and self-test a version; nothing is written.
+
+        Args:
+            manifest_bytes: canonical JSON, as signed.
+            signature: of exactly these bytes.
+            blobs: by digest; those that `has_blob` may be left out.
+            num_threads: of the engine.
+            allow_older: take a round older than the current one of the same run.
+
+        Raises:
+            ModelError: it must not be used.
+        """
+        manifest = self.verify(manifest_bytes, signature)
+        reason = self.choices.read().refused.get(version_id(manifest_bytes))
+        if reason is not None:
+            raise ModelError(f"round {manifest.round} was refused here: {reason}")
+        given: dict[str, tuple[Blob, bytes]] = {}
+
+        def read(what: str, blob: Blob) -> bytes:
+            if blob.digest not in blobs:
+                return self._files.read_blob(what, blob)
+            content = blob.check(blobs[blob.digest], what)
+            given[blob.digest] = (blob, content)
+            return content
+
+        with self._lock:
+            current = self.current()
+            if current is not None and not allow_older:
+                _check_not_older(manifest, current.manifest)
+            engine = self._loader.load(manifest, read, num_threads)
+            for what, blob in blobs_of(manifest).items():
+                if blob.digest in blobs and blob.digest not in given:  # the loader had it already
+                    read(what, blob)
+        signed = SignedManifest(manifest_bytes, signature)
+        return Prepared(version_id(manifest_bytes), signed, manifest, engine, given)
+
+    def commit(self, prepared: Prepared) -> StoredVersion:
+        """Keep a prepared version and make it the current one.
+
+        Raises:
+            ModelError: it cannot be written; the version before stays current.
+        """
+        manifest = prepared.manifest
+        with self._lock:
+            for blob, content in prepared.contents.values():
+                self._files.write_blob(blob, content)
+            number = self._files.write_version(prepared.signed)
+            self._files.point_to(number)
+            self._current = StoredVersion(number, prepared.id, manifest)
+            self._prune(self._current)
+            logger.info("installed round %d of %s", manifest.round, manifest.run_name)
+            return self._current
+
     def install(
         self,
         manifest_bytes: bytes,
@@ -98,50 +190,50 @@ class ModelStore:
         *,
         allow_older: bool = False,
     ) -> Version:
-        """Verify, patch, self-test and keep a version, then make it the current one.
-
-        Args:
-            manifest_bytes: canonical JSON, as signed.
-            signature: of exactly these bytes.
-            blobs: by digest; those that `has_blob` may be left out.
-            allow_older: take a round older than the current one of the same run.
+        """Prepare a version and commit it; one that is current stays as it is.
 
         Raises:
-            ModelError: it must not be used, or cannot be written; the version before stays
-                current.
+            ModelError: see `prepare` and `commit`.
         """
-        manifest = self.verify(manifest_bytes, signature)
         with self._lock:
             current = self.current()
-            if current is not None and current.manifest == manifest:
+            if current is not None and current.id == version_id(manifest_bytes):
+                self.verify(manifest_bytes, signature)
                 return current.version
-            if current is not None and not allow_older:
-                _check_not_older(manifest, current.manifest)
-            contents = self._collect(manifest, blobs)
-            engine = _make_engine(manifest, contents, num_threads=1)
-            for content in contents.values():
-                self._files.write_blob(content)
-            number = self._files.write_version(SignedManifest(manifest_bytes, signature))
-            self._files.point_to(number)
-            self._prune()
-        logger.info("installed round %d of %s", manifest.round, manifest.run_name)
-        return engine.version
+            prepared = self.prepare(manifest_bytes, signature, blobs, allow_older=allow_older)
+            return self.commit(prepared).version
 
     def current(self) -> StoredVersion | None:
-        """Return the version to serve: the pointed one, or else the newest that is whole."""
-        found = self._load_current(num_threads=1)
-        return found[0] if found else None
+        """Return the version to serve: pinned, else pointed at, else the newest that is whole."""
+        with self._lock:
+            order = self._by_preference()
+            if self._current is None or order[:1] != [self._current.number]:
+                found = self._load_first(order, num_threads=1)
+                self._current = found[0] if found else None
+            return self._current
 
-    def load_engine(self, num_threads: int) -> Engine:
+    def load_engine(self, num_threads: int, attempt: Attempt | None = None) -> Engine:
         """Return an engine of the version to serve, every byte of it checked again.
 
         Raises:
             ModelError: no version is whole; serve the one shipped (`load_bundled`).
         """
-        found = self._load_current(num_threads)
-        if found is None:
-            raise ModelError(f"{self._root} holds no model version that is whole (see the log)")
-        return found[1]
+        with self._lock:
+            found = self._load_first(self._by_preference(), num_threads, attempt)
+            if found is None:
+                self._current = None
+                raise ModelError(f"{self._root} holds no model version that is whole (see the log)")
+            self._current = found[0]
+            return found[1]
+
+    def load_number(self, number: int, num_threads: int) -> Engine:
+        """Return an engine of one version, whichever is current.
+
+        Raises:
+            ModelError: it is not whole.
+        """
+        with self._lock:
+            return self._load(number, num_threads)[1]
 
     def versions(self) -> list[StoredVersion]:
         """Return the versions whose manifest and blobs are whole, newest first."""
@@ -149,109 +241,74 @@ class ModelStore:
         with self._lock:
             for number in self._files.numbers():
                 try:
-                    manifest = self._read_manifest(number)
-                    self._collect(manifest, {})
+                    stored = self._read_version(number)
                 except ModelError as error:
                     logger.warning("model version %d: %s", number, error)
+                    continue
+                named = blobs_of(stored.manifest).items()
+                damaged = [what for what, blob in named if not self.has_blob(blob.digest)]
+                if damaged:
+                    logger.warning("model version %d: its %s is damaged", number, damaged[0])
                 else:
-                    found.append(StoredVersion(number, _version_of(manifest), manifest))
+                    found.append(stored)
         return found
 
-    def _load_current(self, num_threads: int) -> tuple[StoredVersion, Engine] | None:
-        with self._lock:
-            for number in self._by_preference():
-                try:
-                    manifest = self._read_manifest(number)
-                    contents = self._collect(manifest, {})
-                    engine = _make_engine(manifest, contents, num_threads, self._compose)
-                except ModelError as error:
-                    logger.warning("model version %d is not used: %s", number, error)
-                    continue
-                return StoredVersion(number, engine.version, manifest), engine
+    def _load_first(
+        self, numbers: list[int], num_threads: int, attempt: Attempt | None = None
+    ) -> tuple[StoredVersion, Engine] | None:
+        for number in numbers:
+            try:
+                return self._load(number, num_threads, attempt)
+            except ModelError as error:
+                logger.warning("model version %d is not used: %s", number, error)
         return None
 
-    def _by_preference(self) -> list[int]:
-        """Return the numbers of all versions, the pointed one first, then newest first."""
-        pointed = self._files.pointed()
-        return sorted(self._files.numbers(), key=lambda number: (number != pointed, -number))
+    def _load(
+        self, number: int, num_threads: int, attempt: Attempt | None = None
+    ) -> tuple[StoredVersion, Engine]:
+        stored = self._read_version(number)
+        if attempt is not None:
+            attempt(stored.id)
+        return stored, self._loader.load(stored.manifest, self._files.read_blob, num_threads)
 
-    def _read_manifest(self, number: int) -> ModelManifest:
+    def _by_preference(self) -> list[int]:
+        """Return the numbers of versions that are not refused, the one to serve first."""
+        choices, pointed = self.choices.read(), self._files.pointed()
+        ids = {}
+        for number in self._files.numbers():
+            try:
+                ids[number] = version_id(self._files.read_version(number).manifest)
+            except ModelError as error:
+                logger.warning("model version %d is not used: %s", number, error)
+        usable = [number for number, id in ids.items() if id not in choices.refused]
+        return sorted(
+            usable, key=lambda number: (ids[number] != choices.pinned, number != pointed, -number)
+        )
+
+    def _read_version(self, number: int) -> StoredVersion:
         signed = self._files.read_version(number)
         if self._public_key is not None:
             manifest = verify(signed.manifest, signed.signature, self._public_key)
         else:
             manifest = ModelManifest.from_bytes(signed.manifest)
         _check_protocol(manifest)
-        return manifest
+        return StoredVersion(number, version_id(signed.manifest), manifest)
 
-    def _collect(self, manifest: ModelManifest, given: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Return every blob of a manifest by digest, hashed, given ones before stored ones."""
-        contents = {}
-        for what, blob in blobs_of(manifest).items():
-            if blob.digest in given:
-                contents[blob.digest] = blob.check(given[blob.digest], what)
-            else:
-                contents[blob.digest] = self._files.read_blob(blob, what)
-        return contents
-
-    def _prune(self) -> None:
-        """Keep the last few whole versions and the blobs that they name."""
-        keep = self.versions()[: self._keep_versions]
+    def _prune(self, current: StoredVersion) -> None:
+        """Keep the current version, a pinned one and the last few whole ones, with their blobs."""
+        choices = self.choices.read()
+        usable = [stored for stored in self.versions() if stored.id not in choices.refused]
+        usable.sort(
+            key=lambda stored: (stored.number != current.number, stored.id != choices.pinned)
+        )
+        keep = usable[: self._keep_versions]
         blobs = [blob for stored in keep for blob in blobs_of(stored.manifest).values()]
         self._files.prune([stored.number for stored in keep], [blob.digest for blob in blobs])
 
 
-def load_bundled(edge_files: EdgeFiles, num_threads: int = 1) -> Engine:
-    """Return an engine of a task's template as shipped, round 0.
-
-    Raises:
-        ModelError: a file is missing or damaged, or they do not belong together.
-    """
-    try:
-        template, plan = edge_files.template.read_bytes(), edge_files.plan.read_bytes()
-    except OSError as error:
-        raise ModelError(
-            f"{error.filename} cannot be read: {error.strerror}; make it again with "
-            "python -m server.convert"
-        ) from error
-    weights = Patcher.from_bytes(template, plan).shipped_weights()
-    return Engine(template, Version(0, vector_digest(weights)), num_threads)
-
-
-def _make_engine(
-    manifest: ModelManifest,
-    contents: Mapping[str, bytes],
-    num_threads: int,
-    compose: Compose | None = None,
-) -> Engine:
-    """Patch the weights into the template and check the known answers; then compose."""
-    patcher = Patcher.from_bytes(contents[manifest.template.digest], contents[manifest.plan.digest])
-    weights = _read_weights(contents[manifest.weights.digest])
-    layout, version = _read_layout(manifest.layout_json), _version_of(manifest)
-    engine = Engine(patcher.patch(layout, weights), version, num_threads)
-    test = manifest.self_test
-    inputs, expected = decode_self_test(
-        contents[test.blob.digest], test.input_shape, test.output_shape
-    )
-    _check_answers(engine, inputs, expected, test.tolerance)
-    own = weights if compose is None else compose(manifest.run_name, layout, weights)
-    return engine if own is weights else Engine(patcher.patch(layout, own), version, num_threads)
-
-
-def _check_answers(engine: Engine, inputs: Array, expected: Array, tolerance: float) -> None:
-    """Check the known answers one by one, and in every batch size that the model has."""
-
-    def one_by_one(batch: Array) -> Array:
-        return np.stack([engine.predict(example) for example in batch])
-
-    inputs = inputs.astype(engine.input_dtype)
-    try:
-        run_self_test(one_by_one, inputs, expected, tolerance)
-        for size in engine.batch_sizes[:-1]:
-            index = np.arange(size) % len(inputs)
-            run_self_test(engine.predict, inputs[index], expected[index], tolerance)
-    except InvalidInput as error:
-        raise ModelError(f"self-test: {error}") from error
+def version_id(manifest_bytes: bytes) -> str:
+    """Return the name of a signed manifest: the SHA-256 (hex) of its bytes."""
+    return hashlib.sha256(manifest_bytes).hexdigest()
 
 
 def _check_not_older(manifest: ModelManifest, current: ModelManifest) -> None:
@@ -261,33 +318,6 @@ def _check_not_older(manifest: ModelManifest, current: ModelManifest) -> None:
             f"round {manifest.round} of {manifest.run_name!r} is older than round "
             f"{current.round}, which this device has; a run that starts over needs a new run_name"
         )
-
-
-def blobs_of(manifest: ModelManifest) -> dict[str, Blob]:
-    """Return every blob that a manifest names, by what it is."""
-    return {
-        "template": manifest.template,
-        "plan": manifest.plan,
-        "weights": manifest.weights,
-        "self-test": manifest.self_test.blob,
-    }
-
-
-def _version_of(manifest: ModelManifest) -> Version:
-    return Version(manifest.round, manifest.weights.digest)
-
-
-def _read_layout(text: str) -> Layout:
-    try:
-        return Layout.from_json(text)
-    except (FedgeError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"manifest: its layout cannot be read: {error!r:.120}") from error
-
-
-def _read_weights(content: bytes) -> Vector:
-    if len(content) % BYTES_PER_PARAMETER:
-        raise ModelError(f"weights: {len(content)} bytes are not whole float32 numbers")
-    return np.frombuffer(content, "<f4")
 
 
 def _check_protocol(manifest: ModelManifest) -> None:

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import grpc
 
-from edge_client.backoff import Backoff
-from edge_client.inference import Serving, Version
-from edge_client.model_store import ModelStore, blobs_of
+from edge_client.model_store import blobs_of
+from edge_client.outcomes import Fate, Outcome
 from edge_client.pulse import Pulse
+from edge_client.rollout import Rollout
 from edge_client.settings import RegistryClientConfig
+from fedge.backoff import Backoff
 from fedge.channels import client_channel, map_rpc_error
 from fedge.chunks import join_chunks
 from fedge.errors import FedgeError, ModelError, TransportError
 from fedge.manifest import Blob, ModelManifest
 from fedge.protocol import PROTOCOL_VERSION
+from fedge.weight_delta import ENCODING, decode_delta
 from protos.fedge.v1 import registry_pb2, registry_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -31,6 +35,15 @@ FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 FETCH_DEADLINE_S = 600.0
 INSTALL_S = 5 * FETCH_DEADLINE_S  # four blobs, then patch and self-test
+REPORT_DEADLINE_S = 10.0
+MAX_REASON = 500
+MAX_OUTCOMES = 16  # that wait to be told; the newest count
+
+_FATES = {
+    Fate.SERVED: registry_pb2.FATE_SERVED,
+    Fate.REJECTED: registry_pb2.FATE_REJECTED,
+    Fate.ROLLED_BACK: registry_pb2.FATE_ROLLED_BACK,
+}
 
 
 class RegistryClient:
@@ -38,30 +51,28 @@ class RegistryClient:
 
     Args:
         config: the registry's address and TLS.
-        store: verifies and keeps what is fetched.
-        serving: gets each new version.
+        rollout: takes what is fetched into service; its outcomes are told to the server.
         device: name of this device, for the server's log.
-        num_threads: of the engines made.
+        node: its random name, by which the server tells devices apart.
         backoff: delays between connections.
     """
 
     def __init__(
         self,
         config: RegistryClientConfig,
-        store: ModelStore,
-        serving: Serving,
+        rollout: Rollout,
         *,
         device: str = "",
-        num_threads: int = 1,
+        node: str = "",
         backoff: Backoff | None = None,
     ) -> None:
         self._config = config
-        self._store = store
-        self._serving = serving
+        self._rollout = rollout
         self._device = device
-        self._num_threads = num_threads
+        self._node = node
         self._backoff = backoff or Backoff(FIRST_DELAY_S, LONGEST_DELAY_S)
         self._stopping = threading.Event()
+        self._look = threading.Event()
         self._connecting = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._thread = threading.Thread(target=self._run, name="registry-client", daemon=True)
@@ -69,6 +80,10 @@ class RegistryClient:
         self._connected = False
         self._link_problem = ""
         self._model_problem = ""
+        self._telling = threading.RLock()
+        self._outcomes: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
+        if config.address:
+            rollout.listen(self._tell, self.rewatch)
 
     @property
     def connected(self) -> bool:
@@ -85,14 +100,25 @@ class RegistryClient:
         if self._config.address:
             self._thread.start()
 
+    def look_now(self) -> None:
+        """Connect again now, if there is no connection, in place of waiting any longer."""
+        self._look.set()
+
     def stop(self, timeout_s: float = 1.0) -> None:
         """Cancel what is under way and wait for the thread to end."""
         self._stopping.set()
+        self._look.set()
         with self._connecting:
             if self._channel is not None:
                 self._channel.close()  # cancels the calls on it
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+
+    def rewatch(self) -> None:
+        """Connect anew, so that the newest version is offered again."""
+        with self._connecting:
+            if self._channel is not None:
+                self._channel.close()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -103,7 +129,8 @@ class RegistryClient:
                     self._report_link(error)
             self._connected = False
             self.pulse.beat(None)
-            self._stopping.wait(self._backoff.next_delay_s())
+            self._look.wait(self._backoff.next_delay_s())
+            self._look.clear()
 
     def _watch(self) -> None:
         """Take every version of one connection; returns only by raising, or when stopped."""
@@ -116,13 +143,14 @@ class RegistryClient:
             # From round 0: the server may have begun another run, which counts from 0 again. A
             # version that is here already costs one manifest.
             request = registry_pb2.WatchRequest(
-                protocol=PROTOCOL_VERSION, known_round=0, device=self._device
+                protocol=PROTOCOL_VERSION, known_round=0, device=self._device, node=self._node
             )
             for signed in stub.Watch(request):
                 self._connected = True
                 self._link_problem = ""
                 self.pulse.beat(INSTALL_S)
                 self._take(stub, signed)
+                self._tell_all()
                 self.pulse.beat(None)  # the next version comes when it comes
                 self._backoff.reset()
         raise TransportError(f"registry {self._config.address} ended the stream")
@@ -130,20 +158,13 @@ class RegistryClient:
     def _take(
         self, stub: registry_pb2_grpc.ModelRegistryStub, signed: registry_pb2.SignedManifest
     ) -> None:
-        """Install one version and serve it; a version that must not be used is reported."""
+        """Install one version and serve it; a version that must not be used is named."""
+        store = self._rollout.store
         try:
-            manifest = self._store.verify(signed.manifest, signed.signature)
-            if self._is_older(manifest):
-                return
-            blobs = {
-                blob.digest: self._fetch(stub, blob, what)
-                for what, blob in blobs_of(manifest).items()
-                if not self._store.has_blob(blob.digest)
-            }
-            version = self._store.install(signed.manifest, signed.signature, blobs)
-            if not self._serves(version):
-                self._serving.reload(lambda: self._store.load_engine(self._num_threads))
-                log.info("serving round %d of %s", manifest.round, manifest.run_name)
+            manifest = store.verify(signed.manifest, signed.signature)
+            if self._rollout.wants(manifest, signed.manifest):
+                blobs = self._fetch_missing(stub, manifest)
+                self._rollout.take(signed.manifest, signed.signature, blobs)
         except ModelError as error:
             if str(error) != self._model_problem:
                 log.error("a published version is not used: %s", error)
@@ -151,25 +172,43 @@ class RegistryClient:
         else:
             self._model_problem = ""
 
-    def _is_older(self, manifest: ModelManifest) -> bool:
-        current = self._store.current()
-        if current is None or current.manifest.run_name != manifest.run_name:
-            return False
-        older = manifest.round < current.manifest.round
-        if older:
-            log.info(
-                "round %d of %s is ignored: round %d is here",
-                manifest.round,
-                manifest.run_name,
-                current.manifest.round,
-            )
-        return older
+    def _fetch_missing(
+        self, stub: registry_pb2_grpc.ModelRegistryStub, manifest: ModelManifest
+    ) -> dict[str, bytes]:
+        """Return by digest what a version names and this device lacks."""
+        store, blobs = self._rollout.store, {}
+        for what, blob in blobs_of(manifest).items():
+            if store.has_blob(blob.digest):
+                continue
+            fetched = None
+            if what == "weights":
+                fetched = self._fetch_difference(stub, blob)
+            blobs[blob.digest] = self._fetch(stub, blob, what) if fetched is None else fetched
+        return blobs
 
-    def _serves(self, version: Version) -> bool:
+    def _fetch_difference(
+        self, stub: registry_pb2_grpc.ModelRegistryStub, blob: Blob
+    ) -> bytes | None:
+        """Return weights, which may come as a difference from those here; None to ask again.
+
+        Raises:
+            ModelError: they came whole and are not what was signed.
+        """
+        current = self._rollout.store.current() if self._rollout.names_version else None
+        if current is None or current.manifest.weights.size_bytes != blob.size_bytes:
+            return None
+        parent = current.manifest.weights
+        content, encoding = self._receive(stub, blob, "weights", parent.digest)
+        if not encoding:
+            return blob.check(content, "weights")
         try:
-            return self._serving.version == version
-        except ModelError:  # there is no model yet
-            return False
+            if encoding != ENCODING:
+                raise ModelError(f"weights: nobody here knows the encoding {encoding!r:.40}")
+            base = self._rollout.store.read_blob("weights", parent)
+            return blob.check(decode_delta(content, base), "weights")
+        except ModelError as error:
+            log.warning("%s; fetching them whole", error)
+            return None
 
     def _fetch(self, stub: registry_pb2_grpc.ModelRegistryStub, blob: Blob, what: str) -> bytes:
         """Return the bytes of a blob; no more are taken than its signed manifest says.
@@ -178,12 +217,32 @@ class RegistryClient:
             ModelError: what came is not what was signed.
             grpc.RpcError: the call failed.
         """
-        request = registry_pb2.FetchRequest(protocol=PROTOCOL_VERSION, digest=blob.digest)
+        content, encoding = self._receive(stub, blob, what)
+        if encoding:
+            raise ModelError(f"{what}: came encoded, which nobody asked for")
+        return blob.check(content, what)
+
+    def _receive(
+        self, stub: registry_pb2_grpc.ModelRegistryStub, blob: Blob, what: str, parent: str = ""
+    ) -> tuple[bytes, str]:
+        """Return what came and how it is encoded; never more bytes than the blob has."""
+        request = registry_pb2.FetchRequest(
+            protocol=PROTOCOL_VERSION, digest=blob.digest, parent=parent
+        )
         call: Any = stub.Fetch(request, timeout=FETCH_DEADLINE_S)
         try:
+            first = next(iter(call), registry_pb2.Chunk())
+            size_bytes = first.size_bytes
+            if size_bytes > blob.size_bytes or (
+                size_bytes < blob.size_bytes and not first.encoding
+            ):
+                raise ModelError(
+                    f"{what}: the registry announces {size_bytes} bytes, the signed manifest "
+                    f"says {blob.size_bytes}"
+                )
             content = join_chunks(
-                _data_of(call, blob, what),
-                size_bytes=blob.size_bytes,
+                (chunk.data for chunk in chain([first], call)),
+                size_bytes=size_bytes,
                 limit_bytes=blob.size_bytes,
                 what=what,
             )
@@ -191,7 +250,56 @@ class RegistryClient:
             raise ModelError(str(error)) from error
         finally:
             call.cancel()
-        return blob.check(content, what)
+        return content, first.encoding
+
+    def _tell(self, outcome: Outcome) -> None:
+        """Tell the server what became of a version: now, or with the next connection."""
+        with self._telling:
+            self._outcomes.append(outcome)
+        if self._connected:
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        with self._connecting, self._telling:
+            if self._channel is None or self._stopping.is_set():
+                return
+            stub = registry_pb2_grpc.ModelRegistryStub(self._channel)
+            outcomes = list(self._outcomes)
+            self._outcomes.clear()
+            for outcome in outcomes:
+                try:
+                    call = stub.Report.future(self._request_of(outcome), timeout=REPORT_DEADLINE_S)
+                except ValueError:  # the channel has just been closed
+                    self._keep(outcome)
+                else:
+                    call.add_done_callback(partial(self._told, outcome))
+
+    def _told(self, outcome: Outcome, call: Any) -> None:
+        """Keep for the next connection what did not arrive; a server that takes none is let be."""
+        if call.cancelled() or call.code() not in (
+            grpc.StatusCode.OK,
+            grpc.StatusCode.UNIMPLEMENTED,
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ):
+            self._keep(outcome)
+
+    def _keep(self, outcome: Outcome) -> None:
+        with self._telling:
+            if len(self._outcomes) < MAX_OUTCOMES:
+                self._outcomes.appendleft(outcome)
+
+    def _request_of(self, outcome: Outcome) -> registry_pb2.ReportRequest:
+        return registry_pb2.ReportRequest(
+            protocol=PROTOCOL_VERSION,
+            device=self._device,
+            node=self._node,
+            version=outcome.version,
+            fate=_FATES[outcome.fate],
+            reason=outcome.reason[:MAX_REASON],
+            metric=outcome.metric,
+            metric_before=outcome.metric_before,
+            num_labelled=outcome.num_labelled,
+        )
 
     def _report_link(self, error: Exception) -> None:
         if isinstance(error, grpc.RpcError):
@@ -202,13 +310,3 @@ class RegistryClient:
         elif str(error) != self._link_problem:
             log.warning("%s; this device goes on serving what it has", error)
             self._link_problem = str(error)
-
-
-def _data_of(chunks: Iterable[registry_pb2.Chunk], blob: Blob, what: str) -> Iterator[bytes]:
-    for index, chunk in enumerate(chunks):
-        if index == 0 and chunk.size_bytes != blob.size_bytes:
-            raise ModelError(
-                f"{what}: the registry announces {chunk.size_bytes} bytes, the signed manifest "
-                f"says {blob.size_bytes}"
-            )
-        yield chunk.data

@@ -11,6 +11,7 @@ Numbers only grow. Every read is checked against a hash, every write is atomic a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -29,6 +30,7 @@ _SIGNATURE_BYTES = 64  # Ed25519
 _SUFFIX = ".version"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _POINTER = "current"
+_Stamp = tuple[int, int, int]  # inode, size, time of the last write in ns
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class VersionFiles:
         self._root = root
         self._blobs = root / "blobs"
         self._versions = root / "versions"
+        self._whole: dict[str, _Stamp] = {}
         try:
             self._blobs.mkdir(parents=True, exist_ok=True)
             self._versions.mkdir(exist_ok=True)
@@ -57,7 +60,7 @@ class VersionFiles:
         except OSError as error:
             raise ModelError(f"{root}: model versions cannot be kept there: {error}") from error
 
-    def read_blob(self, blob: Blob, what: str) -> bytes:
+    def read_blob(self, what: str, blob: Blob) -> bytes:
         """Return a blob's bytes.
 
         Raises:
@@ -68,21 +71,29 @@ class VersionFiles:
             content = path.read_bytes()
         except OSError as error:
             raise ModelError(f"{what}: {path} cannot be read: {error.strerror}") from error
-        return blob.check(content, f"{what} ({path})")
+        blob.check(content, f"{what} ({path})")
+        self._note_whole(blob.digest)
+        return content
 
     def has_blob(self, digest: str) -> bool:
-        """Tell whether a blob is here and whole."""
+        """Tell whether a blob is here and whole; a file that nobody touched is hashed once."""
         try:
-            content = self._blob_path(digest).read_bytes()
+            path = self._blob_path(digest)
+            if self._whole.get(digest) == _stamp(path):
+                return True
+            content = path.read_bytes()
         except (OSError, ModelError):
             return False
-        return Blob.of(content).digest == digest
+        if Blob.of(content).digest != digest:
+            return False
+        self._note_whole(digest)
+        return True
 
-    def write_blob(self, content: bytes) -> None:
-        """Keep a blob, unless it is here and whole."""
-        blob = Blob.of(content)
+    def write_blob(self, blob: Blob, content: bytes) -> None:
+        """Keep a blob that was checked, unless it is here and whole."""
         if not self.has_blob(blob.digest):
             self._write(self._blob_path(blob.digest), content)
+            self._note_whole(blob.digest)
 
     def numbers(self) -> list[int]:
         """Return the numbers of all versions, newest first, damaged ones included."""
@@ -126,8 +137,10 @@ class VersionFiles:
 
     def prune(self, numbers: Iterable[int], digests: Iterable[str]) -> None:
         """Delete every version and blob but these; what cannot be deleted stays, and is logged."""
+        needed = set(digests)
+        self._whole = {digest: stamp for digest, stamp in self._whole.items() if digest in needed}
         keep_versions = {self._version_path(number) for number in numbers}
-        keep_blobs = {self._blob_path(digest) for digest in digests}
+        keep_blobs = {self._blob_path(digest) for digest in needed}
         for folder, keep in ((self._versions, keep_versions), (self._blobs, keep_blobs)):
             # Versions before blobs, synced between: a crash leaves no version without its blobs.
             try:
@@ -138,6 +151,10 @@ class VersionFiles:
             except OSError as error:
                 logger.warning("%s: old model versions cannot be deleted: %s", folder, error)
                 return
+
+    def _note_whole(self, digest: str) -> None:
+        with contextlib.suppress(OSError):
+            self._whole[digest] = _stamp(self._blob_path(digest))
 
     def _blob_path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
@@ -152,3 +169,8 @@ class VersionFiles:
             write_atomically(path, content)
         except OSError as error:
             raise ModelError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _stamp(path: Path) -> _Stamp:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -21,6 +21,8 @@ from fedge.config import load
 from server.settings import ServerConfig
 
 app = make_app()
+keys = make_app()
+app.add_typer(keys, name="keys", help="Make keys.")
 
 ExitWhenDoneOption = Annotated[
     bool,
@@ -68,6 +70,24 @@ def tune_report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> 
 
     for path in write_plots(run_dir):
         typer.echo(path)
+
+
+@keys.command("release")
+def make_release_key(
+    path: Annotated[Path, typer.Argument(metavar="FILE")] = Path("release.key"),
+) -> None:
+    """Make the key that signs published versions; a key that is there stays as it is.
+
+    FILE is for registry.release_key and never leaves the server. FILE.pub is for the devices'
+    registry.release_public_key.
+    """
+    setup_logging("fedge-server")
+    from server.release_key import load_or_create_release_key, public_path
+
+    there = path.exists()
+    load_or_create_release_key(path)
+    typer.echo(f"{path} {'was there already' if there else 'is new'}: keep it on the server")
+    typer.echo(f"{public_path(path)}: for registry.release_public_key of the devices")
 
 
 def main() -> None:

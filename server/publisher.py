@@ -1,7 +1,8 @@
 """Published versions: signed, stored durably, and announced to whoever listens.
 
 ``blobs/`` holds contents named by their hash, ``versions/`` one small file a version, written
-last: a version that is listed is whole. A restarted server serves the newest one again.
+last: a version that is listed is whole. A restarted server serves the newest one again. A version
+may be on trial first (`server.staging` says for whom); it becomes the latest or is withdrawn.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +32,14 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION_NAME = re.compile(r"(\d{8})\.json")
 
 
+class Stage(Enum):
+    """How far a version has come."""
+
+    TRIAL = "trial"
+    PUBLISHED = "published"
+    WITHDRAWN = "withdrawn"
+
+
 @dataclass(frozen=True)
 class PublishedVersion:
     """One version as it is served.
@@ -43,6 +53,12 @@ class PublishedVersion:
     manifest: ModelManifest
     content: bytes
     signature: bytes
+    stage: Stage = Stage.PUBLISHED
+
+    @property
+    def id(self) -> str:
+        """What devices call it: the SHA-256 (hex) of the manifest's bytes."""
+        return Blob.of(self.content).digest
 
 
 Listener = Callable[[PublishedVersion], None]
@@ -76,21 +92,31 @@ class Publisher:
         try:
             for place in (self._blobs, self._versions):
                 place.mkdir(parents=True, exist_ok=True)
-            self._latest = self._newest_whole()
+            self._latest = self._newest_whole(Stage.PUBLISHED)
+            self._candidate = self._newest_trial()
         except OSError as error:
             raise ModelError(f"cannot use registry folder {folder}: {error.strerror}") from error
 
     @property
     def latest(self) -> PublishedVersion | None:
-        """The version that is served."""
+        """The version that is served to all."""
         return self._latest
+
+    @property
+    def candidate(self) -> PublishedVersion | None:
+        """The version on trial, newer than the latest; None if there is none."""
+        return self._candidate
 
     def listen(self, listener: Listener) -> None:
         """Have a function called with each new version, in the publishing thread."""
         self._listeners.append(listener)
 
-    def publish(self, round: int, model: ExportedModel) -> PublishedVersion:
-        """Sign and store a version and announce it; one that is served already stays as it is.
+    def publish(
+        self, round: int, model: ExportedModel, stage: Stage = Stage.PUBLISHED
+    ) -> PublishedVersion:
+        """Sign and store a version and announce it; one that is there already stays as it is.
+
+        So does one that was withdrawn: it is returned as that, and is not published again.
 
         Raises:
             ModelError: it could not be stored; the one before stays served.
@@ -106,23 +132,49 @@ class Publisher:
             plan=Blob.of(model.plan),
             self_test=model.self_test,
         )
-        with self._lock:
-            if self._latest is not None and self._latest.manifest == manifest:
-                return self._latest
-            try:
-                for content in (model.weights, model.template, model.plan, model.self_test_content):
-                    self._store_blob(content)
-                version = self._store_version(manifest)
-            except OSError as error:
-                raise ModelError(
-                    f"cannot store round {round} in {self._blobs.parent}: {error.strerror}; free "
-                    "disk space or correct run_dir"
-                ) from error
-            self._latest = version
+        contents = (model.weights, model.template, model.plan, model.self_test_content)
+        with self._lock, self._storing(round):
+            for there in (self._latest, self._candidate, self._withdrawn(manifest)):
+                if there is not None and there.manifest == manifest:
+                    return there
+            for content in contents:
+                self._store_blob(content)
+            version = self._store_version(manifest, stage)
+            self._put(version)
             self._tidy()
-        for listener in self._listeners:
-            listener(version)
+        self._announce(version)
         return version
+
+    def promote(self) -> PublishedVersion:
+        """Make the version on trial the latest and announce it.
+
+        Raises:
+            ModelError: there is none, or this cannot be stored.
+        """
+        with self._lock:
+            version = self._end_trial(Stage.PUBLISHED)
+            self._put(version)
+        self._announce(version)
+        return version
+
+    def withdraw(self) -> None:
+        """Give up the version on trial; who has it gets the latest one's weights in its place.
+
+        They are signed as the round that was withdrawn, because a device takes nothing older than
+        what it has.
+
+        Raises:
+            ModelError: there is none, or this cannot be stored.
+        """
+        with self._lock:
+            withdrawn = self._end_trial(Stage.WITHDRAWN)
+            if self._latest is None:
+                return
+            manifest = replace(self._latest.manifest, round=withdrawn.manifest.round)
+            with self._storing(manifest.round):
+                version = self._store_version(manifest, Stage.PUBLISHED)
+            self._put(version)
+        self._announce(version)
 
     def open_blob(self, digest: str) -> BinaryIO:
         """Open a blob for reading; it stays readable when its version is removed meanwhile.
@@ -139,16 +191,59 @@ class Publisher:
         if not path.is_file() or path.read_bytes() != content:  # a damaged one is replaced
             write_atomically(path, content)
 
-    def _store_version(self, manifest: ModelManifest) -> PublishedVersion:
+    def _put(self, version: PublishedVersion) -> None:
+        if version.stage is Stage.TRIAL:
+            self._candidate = version
+        else:
+            self._latest, self._candidate = version, None
+
+    def _announce(self, version: PublishedVersion) -> None:
+        for listener in self._listeners:
+            listener(version)
+
+    def _end_trial(self, stage: Stage) -> PublishedVersion:
+        if self._candidate is None:
+            raise ModelError("no version is on trial")
+        version = replace(self._candidate, stage=stage)
+        with self._storing(version.manifest.round):
+            self._write(version)
+        self._candidate = None
+        return version
+
+    def _withdrawn(self, manifest: ModelManifest) -> PublishedVersion | None:
+        for sequence, path in self._listed():
+            with contextlib.suppress(ModelError):
+                version = self._read(sequence, path)
+                if version.stage is Stage.WITHDRAWN and version.manifest == manifest:
+                    return version
+        return None
+
+    @contextlib.contextmanager
+    def _storing(self, round: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ModelError(
+                f"cannot store round {round} in {self._blobs.parent}: {error.strerror}; free "
+                "disk space or correct run_dir"
+            ) from error
+
+    def _store_version(self, manifest: ModelManifest, stage: Stage) -> PublishedVersion:
         content = manifest.to_bytes()
         numbers = [number for number, _ in self._listed()]
-        version = PublishedVersion(
-            max(numbers, default=0) + 1, manifest, content, sign(content, self._key)
-        )
-        record = {"manifest": content.decode(), "signature": version.signature.hex()}
+        signature = sign(content, self._key)
+        version = PublishedVersion(max(numbers, default=0) + 1, manifest, content, signature, stage)
+        self._write(version)
+        return version
+
+    def _write(self, version: PublishedVersion) -> None:
+        record = {
+            "manifest": version.content.decode(),
+            "signature": version.signature.hex(),
+            "stage": version.stage.value,
+        }
         path = self._versions / f"{version.sequence:08d}.json"
         write_atomically(path, json.dumps(record).encode())
-        return version
 
     def _listed(self) -> list[tuple[int, Path]]:
         """Return (sequence, file) of every version, newest first."""
@@ -159,11 +254,16 @@ class Publisher:
                 found.append((int(match[1]), path))
         return sorted(found, reverse=True)
 
-    def _newest_whole(self) -> PublishedVersion | None:
+    def _newest_trial(self) -> PublishedVersion | None:
+        """Return the version whose trial a restart interrupted."""
+        version = self._newest_whole(Stage.TRIAL)
+        return version if version is not None and version.sequence > self._served() else None
+
+    def _newest_whole(self, stage: Stage) -> PublishedVersion | None:
         for sequence, path in self._listed():
             try:
                 version = self._read(sequence, path)
-                if version.manifest.run_name != self._run_name:
+                if version.manifest.run_name != self._run_name or version.stage is not stage:
                     continue
                 for blob in _blobs_of(version.manifest):
                     blob.check((self._blobs / blob.digest).read_bytes(), "blob")
@@ -177,22 +277,29 @@ class Publisher:
             record = json.loads(path.read_bytes())
             content = record["manifest"].encode()
             signature = bytes.fromhex(record["signature"])
+            stage = Stage(record.get("stage", Stage.PUBLISHED.value))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"not a version file: {error}") from error
         manifest = verify(content, signature, self._key.public_key())
-        return PublishedVersion(sequence, manifest, content, signature)
+        return PublishedVersion(sequence, manifest, content, signature, stage)
+
+    def _served(self) -> int:
+        return 0 if self._latest is None else self._latest.sequence
 
     def _tidy(self) -> None:
         """Remove versions beyond those kept, and blobs that no version needs."""
         try:
             listed = self._listed()
             needed: set[str] = set()
-            for sequence, path in listed[: self._keep]:
+            kept = listed[: self._keep]
+            kept += [entry for entry in listed[self._keep :] if entry[0] == self._served()]
+            for sequence, path in kept:
                 with contextlib.suppress(ModelError):  # damaged or of another key: never served
                     manifest = self._read(sequence, path).manifest
                     needed.update(blob.digest for blob in _blobs_of(manifest))
-            for _, path in listed[self._keep :]:
-                path.unlink(missing_ok=True)
+            for entry in listed:
+                if entry not in kept:
+                    entry[1].unlink(missing_ok=True)
             for path in self._blobs.iterdir():
                 if path.name not in needed:
                     path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import time
 from fedge.errors import FedgeError
 from server.checkpoint import CheckpointStore
 from server.export import Exporter
-from server.publisher import Publisher
+from server.staging import Staging
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +20,14 @@ RETRY_S = 5.0
 class PublishingLoop:
     """Watches a run's checkpoints; rounds that come faster than they export are skipped.
 
-    A round that cannot be published is tried again until a newer one takes its place.
+    A round that cannot be published is tried again until a newer one takes its place. While a
+    version is on trial no newer one is published, or none would ever end its trial.
     """
 
-    def __init__(self, store: CheckpointStore, exporter: Exporter, publisher: Publisher) -> None:
+    def __init__(self, store: CheckpointStore, exporter: Exporter, staging: Staging) -> None:
         self._store = store
         self._exporter = exporter
-        self._publisher = publisher
+        self._staging = staging
         self._stop = threading.Event()
         self._published: int | None = None
         self._problem = ""
@@ -47,9 +48,9 @@ class PublishingLoop:
         self._thread.join(grace_s)
 
     def caught_up(self) -> bool:
-        """Tell whether the newest checkpoint is published."""
+        """Tell whether the newest checkpoint is published and no longer on trial."""
         newest = self._store.latest_round()
-        return newest is not None and newest == self._published
+        return newest is not None and newest == self._published and not self._staging.on_trial
 
     def _run(self) -> None:
         retry_at = 0.0
@@ -57,10 +58,11 @@ class PublishingLoop:
         while not self._stop.wait(POLL_S):
             newest = self._store.latest_round()
             waits = newest == tried and time.monotonic() < retry_at
-            if newest is None or newest == self._published or waits:
-                continue
-            tried = newest
             try:
+                self._staging.check()
+                if newest in (None, self._published) or waits or self._staging.on_trial:
+                    continue
+                tried = newest
                 self._publish_latest()
                 self._problem = ""
             except FedgeError as error:
@@ -75,7 +77,7 @@ class PublishingLoop:
         if checkpoint is None:
             return
         model = self._exporter.export(checkpoint.layout, checkpoint.weights)
-        self._publisher.publish(checkpoint.round, model)
+        self._staging.publish(checkpoint.round, model)
         self._published = checkpoint.round
 
     def _complain(self, problem: str) -> None:

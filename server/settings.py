@@ -9,6 +9,7 @@ from aggregation.codecs import make_codec
 from fedge.config import limited
 from fedge.errors import ConfigError
 from fedge.settings import Hyperparameters, TaskConfig, TlsConfig, is_loopback, split_address
+from server.mqtt.settings import AnnounceConfig
 from server.tuner.settings import TunerConfig
 from server.tuner.space import parse_space
 
@@ -203,6 +204,21 @@ class SuperLinkConfig:
 
 
 @dataclass(frozen=True)
+class CanaryConfig:
+    """Whether a version goes to some devices first; see docs/operate.md.
+
+    Attributes:
+        fraction: of the devices, drawn anew for each round; 0 sends versions to all at once.
+        trial_s: seconds after which a version goes to all, if the canaries do not refuse it.
+        tolerance: share of the canaries that may refuse a version; beyond it it is withdrawn.
+    """
+
+    fraction: float = limited(0.0, ge=0, le=1)
+    trial_s: float = limited(60.0, gt=0)
+    tolerance: float = limited(0.2, ge=0, lt=1)
+
+
+@dataclass(frozen=True)
 class RegistryConfig:
     """The model registry that devices watch.
 
@@ -215,6 +231,7 @@ class RegistryConfig:
     address: str = "127.0.0.1:9093"
     release_key: Path | None = None
     keep_versions: int = limited(5, ge=1)
+    canary: CanaryConfig = field(default_factory=CanaryConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
 
     def __post_init__(self) -> None:
@@ -250,6 +267,7 @@ class ServerConfig:
     tuner: TunerConfig = field(default_factory=TunerConfig)
     superlink: SuperLinkConfig = field(default_factory=SuperLinkConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    mqtt: AnnounceConfig = field(default_factory=AnnounceConfig)
 
     def __post_init__(self) -> None:
         """Refuse sections that contradict each other."""

@@ -22,6 +22,7 @@ from server.checkpoint import CheckpointStore
 from server.checks import load_checked_task
 from server.convert import MISSING_CONVERTER, convert_in_subprocess, find_converter
 from server.event_tail import EventTail
+from server.events import EventLog
 from server.export import Exporter
 from server.flower_run import FlowerRun
 from server.processes import ProcessTree, all_processes
@@ -31,6 +32,7 @@ from server.publishing import PublishingLoop
 from server.registry import RegistryServer
 from server.release_key import load_or_create_release_key, public_path
 from server.settings import ServerConfig
+from server.staging import Staging
 from server.superlink import StopRequested, SuperLink
 
 log = logging.getLogger(__name__)
@@ -122,7 +124,11 @@ class Supervisor:
             task=task.name,
             keep_versions=config.registry.keep_versions,
         )
-        registry = RegistryServer(publisher, config.registry.address, config.registry.tls)
+        self._announce_versions(stack, publisher)
+        events = EventLog(config.run_dir)
+        staging = Staging(publisher, config.registry.canary, events.append)
+        address, tls = config.registry.address, config.registry.tls
+        registry = RegistryServer(publisher, address, tls, staging)
         registry.start()
         stack.callback(registry.stop)
         log.info(
@@ -144,10 +150,22 @@ class Supervisor:
             )
             stack.callback(page.close)
         exporter = Exporter(task, config.run_dir / "edge", self._convert)
-        publishing = PublishingLoop(store, exporter, publisher)
+        publishing = PublishingLoop(store, exporter, staging)
         publishing.start()
         stack.callback(_stop_publishing, publishing)
         return publishing
+
+    def _announce_versions(self, stack: ExitStack, publisher: Publisher) -> None:
+        """Announce versions over MQTT, if a broker is configured."""
+        config = self._config
+        if not config.mqtt.broker.address:
+            return
+        from server.mqtt.announcer import Announcer  # a server without MQTT needs no paho
+
+        announcer = Announcer(config.mqtt, config.run_name)
+        publisher.listen(announcer.announce)
+        announcer.start(publisher.latest)
+        stack.callback(announcer.stop)
 
     def _convert(self, folder: Path) -> EdgeFiles:
         task = self._config.task
@@ -180,7 +198,9 @@ class Supervisor:
         return False
 
     def _publish_last(self, publishing: PublishingLoop) -> None:
-        give_up = time.monotonic() + PUBLISH_LAST_S
+        # A trial that is under way, and that of the last version.
+        trials_s = 2 * canary.trial_s if (canary := self._config.registry.canary).fraction else 0
+        give_up = time.monotonic() + PUBLISH_LAST_S + trials_s
         while not publishing.caught_up():
             if publishing.problem or time.monotonic() > give_up:
                 raise ModelError(

@@ -67,11 +67,12 @@ class Patcher:
         for name, tensor in tensors.items():
             if not np.isfinite(tensor).all():
                 raise ModelError(f"weights: tensor {name} is not finite")
-        content = bytearray(self._template)
-        words = _words(content)
+        # numpy copies without the interpreter lock, so that predictions go on meanwhile.
+        content = np.frombuffer(self._template, np.uint8).copy()
+        words = _words(content.data)
         for copy in self.plan.copies:
             copy.file_view(words)[...] = copy.source_view(tensors[copy.parameter].reshape(-1))
-        return bytes(content)
+        return content.tobytes()
 
     def extract(self, layout: Layout) -> Vector:
         """Return the weights that the template holds; what the graph does not use is zero.
@@ -127,6 +128,6 @@ def skeleton_digest(template: bytes, copies: Iterable[Copy]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _words(content: bytes | bytearray) -> npt.NDArray[Any]:
+def _words(content: bytes | bytearray | memoryview) -> npt.NDArray[Any]:
     """View a file's 4-byte words as float32; up to 3 bytes at its end belong to none."""
     return np.frombuffer(content, "<f4", count=len(content) // BYTES_PER_PARAMETER)

@@ -24,21 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/fedge/v1/registry.proto\x12\x08\x66\x65\x64ge.v1\"E\n\x0cWatchRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x13\n\x0bknown_round\x18\x02 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\"5\n\x0eSignedManifest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"0\n\x0c\x46\x65tchRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\")\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x32\x80\x01\n\rModelRegistry\x12;\n\x05Watch\x12\x16.fedge.v1.WatchRequest\x1a\x18.fedge.v1.SignedManifest0\x01\x12\x32\n\x05\x46\x65tch\x12\x16.fedge.v1.FetchRequest\x1a\x0f.fedge.v1.Chunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/fedge/v1/registry.proto\x12\x08\x66\x65\x64ge.v1\"S\n\x0cWatchRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x13\n\x0bknown_round\x18\x02 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\"5\n\x0eSignedManifest\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"@\n\x0c\x46\x65tchRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06parent\x18\x03 \x01(\t\";\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x10\n\x08\x65ncoding\x18\x03 \x01(\t\"\xe2\x01\n\rReportRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x1c\n\x04\x66\x61te\x18\x05 \x01(\x0e\x32\x0e.fedge.v1.Fate\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x13\n\x06metric\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rmetric_before\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x0cnum_labelled\x18\t \x01(\x04\x42\t\n\x07_metricB\x10\n\x0e_metric_before\"\x10\n\x0eReportResponse*V\n\x04\x46\x61te\x12\x14\n\x10\x46\x41TE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46\x41TE_SERVED\x10\x01\x12\x11\n\rFATE_REJECTED\x10\x02\x12\x14\n\x10\x46\x41TE_ROLLED_BACK\x10\x03\x32\xbd\x01\n\rModelRegistry\x12;\n\x05Watch\x12\x16.fedge.v1.WatchRequest\x1a\x18.fedge.v1.SignedManifest0\x01\x12\x32\n\x05\x46\x65tch\x12\x16.fedge.v1.FetchRequest\x1a\x0f.fedge.v1.Chunk0\x01\x12;\n\x06Report\x12\x17.fedge.v1.ReportRequest\x1a\x18.fedge.v1.ReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.fedge.v1.registry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_FATE']._serialized_start=558
+  _globals['_FATE']._serialized_end=644
   _globals['_WATCHREQUEST']._serialized_start=44
-  _globals['_WATCHREQUEST']._serialized_end=113
-  _globals['_SIGNEDMANIFEST']._serialized_start=115
-  _globals['_SIGNEDMANIFEST']._serialized_end=168
-  _globals['_FETCHREQUEST']._serialized_start=170
-  _globals['_FETCHREQUEST']._serialized_end=218
-  _globals['_CHUNK']._serialized_start=220
-  _globals['_CHUNK']._serialized_end=261
-  _globals['_MODELREGISTRY']._serialized_start=264
-  _globals['_MODELREGISTRY']._serialized_end=392
+  _globals['_WATCHREQUEST']._serialized_end=127
+  _globals['_SIGNEDMANIFEST']._serialized_start=129
+  _globals['_SIGNEDMANIFEST']._serialized_end=182
+  _globals['_FETCHREQUEST']._serialized_start=184
+  _globals['_FETCHREQUEST']._serialized_end=248
+  _globals['_CHUNK']._serialized_start=250
+  _globals['_CHUNK']._serialized_end=309
+  _globals['_REPORTREQUEST']._serialized_start=312
+  _globals['_REPORTREQUEST']._serialized_end=538
+  _globals['_REPORTRESPONSE']._serialized_start=540
+  _globals['_REPORTRESPONSE']._serialized_end=556
+  _globals['_MODELREGISTRY']._serialized_start=647
+  _globals['_MODELREGISTRY']._serialized_end=836
 # @@protoc_insertion_point(module_scope)

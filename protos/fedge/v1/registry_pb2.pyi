@@ -5,6 +5,7 @@ How published model versions reach devices."""
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -16,6 +17,25 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Fate:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fate.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FATE_UNSPECIFIED: _Fate.ValueType  # 0
+    FATE_SERVED: _Fate.ValueType  # 1
+    FATE_REJECTED: _Fate.ValueType  # 2
+    FATE_ROLLED_BACK: _Fate.ValueType  # 3
+
+class Fate(_Fate, metaclass=_FateEnumTypeWrapper): ...
+
+FATE_UNSPECIFIED: Fate.ValueType  # 0
+FATE_SERVED: Fate.ValueType  # 1
+FATE_REJECTED: Fate.ValueType  # 2
+FATE_ROLLED_BACK: Fate.ValueType  # 3
+Global___Fate: _TypeAlias = Fate  # noqa: Y015
+
 @_typing.final
 class WatchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -23,21 +43,25 @@ class WatchRequest(_message.Message):
     PROTOCOL_FIELD_NUMBER: _builtins.int
     KNOWN_ROUND_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     known_round: _builtins.int
     """Round that the device already serves; nothing older is sent."""
     device: _builtins.str
     """Free text for the server's log: the device's name."""
+    node: _builtins.str
+    """Random and stable: decides which versions the device gets before others do."""
     def __init__(
         self,
         *,
         protocol: _builtins.int = ...,
         known_round: _builtins.int = ...,
         device: _builtins.str = ...,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "known_round", b"known_round", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "known_round", b"known_round", "node", b"node", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -73,18 +97,22 @@ class FetchRequest(_message.Message):
 
     PROTOCOL_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     digest: _builtins.str
     """SHA-256 (hex) of the blob."""
+    parent: _builtins.str
+    """SHA-256 (hex) of weights that the device has: the blob may come as a difference from them."""
     def __init__(
         self,
         *,
         protocol: _builtins.int = ...,
         digest: _builtins.str = ...,
+        parent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "parent", b"parent", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -96,19 +124,90 @@ class Chunk(_message.Message):
 
     DATA_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     size_bytes: _builtins.int
-    """Length of the whole blob; in the first chunk."""
+    """Length of all that is sent; in the first chunk."""
+    encoding: _builtins.str
+    """In the first chunk: empty for the blob itself, else how it is encoded against the parent."""
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
         size_bytes: _builtins.int = ...,
+        encoding: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "encoding", b"encoding", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Chunk: _TypeAlias = Chunk  # noqa: Y015
+
+@_typing.final
+class ReportRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    FATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    METRIC_BEFORE_FIELD_NUMBER: _builtins.int
+    NUM_LABELLED_FIELD_NUMBER: _builtins.int
+    protocol: _builtins.int
+    device: _builtins.str
+    node: _builtins.str
+    version: _builtins.str
+    """SHA-256 (hex) of the signed manifest."""
+    fate: Global___Fate.ValueType
+    reason: _builtins.str
+    metric: _builtins.float
+    """Local metric of this version and of the one before; absent where it stays on the device."""
+    metric_before: _builtins.float
+    num_labelled: _builtins.int
+    def __init__(
+        self,
+        *,
+        protocol: _builtins.int = ...,
+        device: _builtins.str = ...,
+        node: _builtins.str = ...,
+        version: _builtins.str = ...,
+        fate: Global___Fate.ValueType = ...,
+        reason: _builtins.str = ...,
+        metric: _builtins.float | None = ...,
+        metric_before: _builtins.float | None = ...,
+        num_labelled: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_metric", b"_metric", "_metric_before", b"_metric_before", "metric", b"metric", "metric_before", b"metric_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metric", b"_metric", "_metric_before", b"_metric_before", "device", b"device", "fate", b"fate", "metric", b"metric", "metric_before", b"metric_before", "node", b"node", "num_labelled", b"num_labelled", "protocol", b"protocol", "reason", b"reason", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__metric: _TypeAlias = _typing.Literal["metric"]  # noqa: Y015
+    _WhichOneofArgType__metric: _TypeAlias = _typing.Literal["_metric", b"_metric"]  # noqa: Y015
+    _WhichOneofReturnType__metric_before: _TypeAlias = _typing.Literal["metric_before"]  # noqa: Y015
+    _WhichOneofArgType__metric_before: _TypeAlias = _typing.Literal["_metric_before", b"_metric_before"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metric) -> _WhichOneofReturnType__metric | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metric_before) -> _WhichOneofReturnType__metric_before | None: ...
+
+Global___ReportRequest: _TypeAlias = ReportRequest  # noqa: Y015
+
+@_typing.final
+class ReportResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportResponse: _TypeAlias = ReportResponse  # noqa: Y015

@@ -44,6 +44,11 @@ class ModelRegistryStub:
                 request_serializer=protos_dot_fedge_dot_v1_dot_registry__pb2.FetchRequest.SerializeToString,
                 response_deserializer=protos_dot_fedge_dot_v1_dot_registry__pb2.Chunk.FromString,
                 _registered_method=True)
+        self.Report = channel.unary_unary(
+                '/fedge.v1.ModelRegistry/Report',
+                request_serializer=protos_dot_fedge_dot_v1_dot_registry__pb2.ReportRequest.SerializeToString,
+                response_deserializer=protos_dot_fedge_dot_v1_dot_registry__pb2.ReportResponse.FromString,
+                _registered_method=True)
 
 
 class ModelRegistryServicer:
@@ -63,6 +68,13 @@ class ModelRegistryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Report(self, request, context):
+        """What became of a version on a device.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelRegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_ModelRegistryServicer_to_server(servicer, server):
                     servicer.Fetch,
                     request_deserializer=protos_dot_fedge_dot_v1_dot_registry__pb2.FetchRequest.FromString,
                     response_serializer=protos_dot_fedge_dot_v1_dot_registry__pb2.Chunk.SerializeToString,
+            ),
+            'Report': grpc.unary_unary_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=protos_dot_fedge_dot_v1_dot_registry__pb2.ReportRequest.FromString,
+                    response_serializer=protos_dot_fedge_dot_v1_dot_registry__pb2.ReportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class ModelRegistry:
             '/fedge.v1.ModelRegistry/Fetch',
             protos_dot_fedge_dot_v1_dot_registry__pb2.FetchRequest.SerializeToString,
             protos_dot_fedge_dot_v1_dot_registry__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Report(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedge.v1.ModelRegistry/Report',
+            protos_dot_fedge_dot_v1_dot_registry__pb2.ReportRequest.SerializeToString,
+            protos_dot_fedge_dot_v1_dot_registry__pb2.ReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

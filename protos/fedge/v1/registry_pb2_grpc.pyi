@@ -35,6 +35,8 @@ class ModelRegistryStub:
     """The newest version at once, then each new one as it is published."""
     Fetch: _grpc.UnaryStreamMultiCallable[_registry_pb2.FetchRequest, _registry_pb2.Chunk]
     """The bytes of one blob that a manifest names, in chunks."""
+    Report: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ReportRequest, _registry_pb2.ReportResponse]
+    """What became of a version on a device."""
 
 @_typing.type_check_only
 class ModelRegistryAsyncStub(ModelRegistryStub):
@@ -43,6 +45,8 @@ class ModelRegistryAsyncStub(ModelRegistryStub):
     """The newest version at once, then each new one as it is published."""
     Fetch: _aio.UnaryStreamMultiCallable[_registry_pb2.FetchRequest, _registry_pb2.Chunk]  # type: ignore[assignment]
     """The bytes of one blob that a manifest names, in chunks."""
+    Report: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReportRequest, _registry_pb2.ReportResponse]  # type: ignore[assignment]
+    """What became of a version on a device."""
 
 class ModelRegistryServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -60,5 +64,13 @@ class ModelRegistryServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.Chunk], _abc.AsyncIterator[_registry_pb2.Chunk]]:
         """The bytes of one blob that a manifest names, in chunks."""
+
+    @_abc_1.abstractmethod
+    def Report(
+        self,
+        request: _registry_pb2.ReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ReportResponse, _abc.Awaitable[_registry_pb2.ReportResponse]]:
+        """What became of a version on a device."""
 
 def add_ModelRegistryServicer_to_server(servicer: ModelRegistryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -17,6 +17,7 @@ from fedge.settings import TlsConfig
 from fedge.tflite.patch import Patcher
 from fedge.tflite.runner import Runner
 from fedge.tflite.selftest import encode_self_test
+from fedge.weight_delta import ENCODING
 from protos.fedge.v1 import registry_pb2, registry_pb2_grpc
 
 EDGE_FILES = Path(__file__).parents[3] / "fedge" / "tasks" / "digits_edge"
@@ -35,6 +36,9 @@ class Registry(registry_pb2_grpc.ModelRegistryServicer):
         self.announced: dict[str, int] = {}
         self.fetched: list[str] = []
         self.watches = 0
+        self.reports: list[registry_pb2.ReportRequest] = []
+        self.encode: Callable[[bytes, bytes], bytes] | None = None
+        self.encoding = ENCODING
         self.hold_fetches = threading.Event()
         self._signed: list[registry_pb2.SignedManifest] = []
         self._changed = threading.Condition()
@@ -84,9 +88,18 @@ class Registry(registry_pb2_grpc.ModelRegistryServicer):
         while self.hold_fetches.is_set() and context.is_active():
             time.sleep(0.01)
         content = self.blobs[request.digest]
+        encoding = ""
+        if self.encode is not None and request.parent in self.blobs:
+            content, encoding = self.encode(self.blobs[request.parent], content), self.encoding
         size = self.announced.get(request.digest, len(content))
         for chunk in iter_chunks(content, 4096):
-            yield registry_pb2.Chunk(data=chunk, size_bytes=size)
+            yield registry_pb2.Chunk(data=chunk, size_bytes=size, encoding=encoding)
+
+    def Report(  # noqa: N802
+        self, request: registry_pb2.ReportRequest, context: grpc.ServicerContext
+    ) -> registry_pb2.ReportResponse:
+        self.reports.append(request)
+        return registry_pb2.ReportResponse()
 
 
 def make_version(

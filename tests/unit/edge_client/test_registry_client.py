@@ -10,11 +10,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_client.backoff import Backoff
 from edge_client.inference import Engine, Serving
 from edge_client.model_store import ModelStore
 from edge_client.registry_client import RegistryClient
-from edge_client.settings import RegistryClientConfig
+from edge_client.rollout import Rollout
+from edge_client.settings import ModelsConfig, RegistryClientConfig
+from fedge.backoff import Backoff
 from fedge.errors import ModelError
 from fedge.manifest import ModelManifest
 from fedge.protocol import PROTOCOL_VERSION
@@ -36,8 +37,9 @@ class Device:
         self.store = ModelStore(folder / "models", KEY.public_key(), keep_versions=3)
         self.serving = Serving()
         config = RegistryClientConfig(address=f"127.0.0.1:{port}", release_public_key=key_file)
+        self.rollout = Rollout(self.store, self.serving, ModelsConfig())
         self.client = RegistryClient(
-            config, self.store, self.serving, device="test", backoff=Backoff(0.05, 0.2)
+            config, self.rollout, device="test", node="node", backoff=Backoff(0.05, 0.2)
         )
 
     def wait_for_round(self, round: int) -> None:
@@ -294,7 +296,7 @@ def test_an_unforeseen_failure_does_not_end_the_thread(
 ) -> None:
     registry.publish(make_version(registry, 1))
     with monkeypatch.context() as broken:
-        broken.setattr(device.store, "install", lambda *_: 1 / 0)
+        broken.setattr(device.rollout, "take", lambda *_: 1 / 0)
         device.client.start()
         wait_until(lambda: "division by zero" in device.client.problem)
     device.wait_for_round(1)
@@ -325,9 +327,8 @@ def test_stop_without_a_start_and_twice_is_harmless(device: Device) -> None:
 
 
 def test_without_an_address_nothing_is_started(tmp_path: Path) -> None:
-    client = RegistryClient(
-        RegistryClientConfig(address=""), ModelStore(tmp_path / "m", None), Serving()
-    )
+    rollout = Rollout(ModelStore(tmp_path / "m", None), Serving(), ModelsConfig())
+    client = RegistryClient(RegistryClientConfig(address=""), rollout)
     client.start()
     assert not is_running()
     client.stop()

@@ -17,6 +17,7 @@ from server.checkpoint import Checkpoint, CheckpointStore
 from server.export import ExportedModel, Exporter
 from server.publisher import Publisher
 from server.publishing import PublishingLoop
+from server.staging import Staging
 
 DEADLINE_S = 20.0
 LAYOUT = Layout(("weight",), ((2,),))
@@ -55,7 +56,9 @@ class Setting:
             task="digits",
             keep_versions=10,
         )
-        self.loop = PublishingLoop(self.store, cast("Exporter", self.exporter), self.publisher)
+        self.loop = PublishingLoop(
+            self.store, cast("Exporter", self.exporter), Staging(self.publisher)
+        )
 
     def commit(self, round: int) -> None:
         weights = np.full(2, round, np.float32)

@@ -1,11 +1,13 @@
 """The model registry over real gRPC on loopback."""
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -15,11 +17,23 @@ from fedge.manifest import Blob, SelfTest, verify
 from fedge.params import Layout
 from fedge.protocol import PROTOCOL_VERSION
 from fedge.settings import TlsConfig
-from protos.fedge.v1.registry_pb2 import FetchRequest, SignedManifest, WatchRequest
+from fedge.weight_delta import ENCODING, decode_delta
+from protos.fedge.v1.registry_pb2 import (
+    FATE_REJECTED,
+    FATE_UNSPECIFIED,
+    Fate,
+    FetchRequest,
+    ReportRequest,
+    SignedManifest,
+    WatchRequest,
+)
 from protos.fedge.v1.registry_pb2_grpc import ModelRegistryStub
+from server.canary import is_canary
 from server.export import ExportedModel
 from server.publisher import Publisher
 from server.registry import RegistryServer
+from server.settings import CanaryConfig
+from server.staging import Staging
 from tests.tls_files import make_tls
 
 DEADLINE_S = 30.0
@@ -64,12 +78,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def watch(known_round: int = 0, protocol: int = PROTOCOL_VERSION) -> WatchRequest:
-    return WatchRequest(protocol=protocol, known_round=known_round, device="test")
+def watch(known_round: int = 0, protocol: int = PROTOCOL_VERSION, node: str = "") -> WatchRequest:
+    return WatchRequest(protocol=protocol, known_round=known_round, device="test", node=node)
 
 
-def fetch(digest: str, protocol: int = PROTOCOL_VERSION) -> FetchRequest:
-    return FetchRequest(protocol=protocol, digest=digest)
+def fetch(digest: str, protocol: int = PROTOCOL_VERSION, parent: str = "") -> FetchRequest:
+    return FetchRequest(protocol=protocol, digest=digest, parent=parent)
 
 
 def code_of(call: Callable[[], object]) -> grpc.StatusCode:
@@ -193,6 +207,70 @@ def test_stopping_ends_the_watchers_streams(publisher: Publisher) -> None:
         wait_until(lambda: server.num_watchers == 1)
         server.stop()
         assert code_of(lambda: next(iter(stream))) is not grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_weights_come_as_a_difference_from_those_that_a_device_has(
+    publisher: Publisher, stub: ModelRegistryStub
+) -> None:
+    generator = np.random.default_rng(0)
+    old = generator.normal(size=600_000).astype("<f4")
+    new = (old * (1 + generator.normal(0, 1e-3, old.size))).astype("<f4")
+    versions = [publisher.publish(r, model(w.tobytes())) for r, w in ((1, old), (2, new))]
+    parent, digest = (version.manifest.weights.digest for version in versions)
+    chunks = list(stub.Fetch(fetch(digest, parent=parent), timeout=DEADLINE_S))
+    content = b"".join(chunk.data for chunk in chunks)
+    assert chunks[0].encoding == ENCODING
+    assert chunks[0].size_bytes == len(content) < 0.8 * new.nbytes
+    assert decode_delta(content, old.tobytes()) == new.tobytes()
+    for unknown in ("a" * 64, "../../etc/passwd", ""):
+        chunks = list(stub.Fetch(fetch(digest, parent=unknown), timeout=DEADLINE_S))
+        assert chunks[0].encoding == ""
+        assert b"".join(chunk.data for chunk in chunks) == new.tobytes()
+
+
+def report(version: str, node: str, fate: Fate.ValueType = FATE_REJECTED) -> ReportRequest:
+    return ReportRequest(
+        protocol=PROTOCOL_VERSION, node=node, version=version, fate=fate, reason="self-test"
+    )
+
+
+def test_canaries_are_sent_a_version_first_and_their_reports_withdraw_it(
+    publisher: Publisher,
+) -> None:
+    publisher.publish(1, model(b"1" * 8))
+    staging = Staging(publisher, CanaryConfig(fraction=0.5, trial_s=600.0))
+    server = RegistryServer(publisher, "127.0.0.1:0", TlsConfig(), staging)
+    address = f"127.0.0.1:{server.start()}"
+    canary, other = (
+        next(n for n in map(str, range(99)) if is_canary(n, 2, 0.5) == drawn)
+        for drawn in (True, False)
+    )
+    try:
+        with client_channel(address, TlsConfig()) as channel:
+            stub = ModelRegistryStub(channel)
+            streams = {
+                node: iter(stub.Watch(watch(node=node), timeout=DEADLINE_S))
+                for node in (canary, other)
+            }
+            assert {_round(next(stream)) for stream in streams.values()} == {1}
+            staging.publish(2, model(b"2" * 8))
+            assert _round(next(streams[canary])) == 2
+            assert publisher.candidate is not None
+            stub.Report(report(publisher.candidate.id, canary), timeout=DEADLINE_S)
+            staging.check()
+            again = next(streams[canary])
+            assert (_round(again), again) == (2, next(streams[other]))
+            manifest = verify(again.manifest, again.signature, KEY.public_key())
+            assert manifest.weights == Blob.of(b"1" * 8)
+    finally:
+        server.stop()
+
+
+def test_a_report_of_nothing_is_invalid(stub: ModelRegistryStub) -> None:
+    invalid = grpc.StatusCode.INVALID_ARGUMENT
+    for bad in (report("v1", "node"), report("a" * 64, "node", FATE_UNSPECIFIED)):
+        assert code_of(functools.partial(stub.Report, bad)) is invalid
+    stub.Report(report("a" * 64, "node"), timeout=DEADLINE_S)  # of a version nobody knows
 
 
 def _round(signed: SignedManifest) -> int:
