@@ -40,6 +40,7 @@ from edge_client.state_folder import StateFolder
 from edge_client.task_description import Description
 from edge_client.window_stream import WindowStream
 from fedge.channels import check_socket_path
+from fedge.cli import wait_for_stop
 from fedge.errors import FedgeError
 from fedge.service_manager import ServiceManager
 from fedge.windows import WindowSpec
@@ -87,7 +88,7 @@ class Daemon:
             except FedgeError:
                 if not stop.is_set():  # else it is only the child that we ended ourselves
                     raise
-            stop.wait()
+            wait_for_stop(stop)
             self._operation.stopping()
             _log.info("stopping")
 
