@@ -40,6 +40,7 @@ from edge_client.state_folder import StateFolder
 from edge_client.task_description import Description
 from edge_client.window_stream import WindowStream
 from fedge.channels import check_socket_path
+from fedge.cli import wait_for_stop
 from fedge.errors import FedgeError
 from fedge.service_manager import ServiceManager
 from fedge.windows import WindowSpec
@@ -66,7 +67,7 @@ class Daemon:
         self._rollout: Rollout | None = None
         self._stream: WindowStream | None = None
         self._mqtt: MqttPart | None = None
-        self._mqtt_problem = "mqtt: not started yet" if config.mqtt.broker.address else ""
+        self._not_started = "mqtt: not started yet" if config.mqtt.broker.address else ""
 
     def run(self, stop: threading.Event) -> None:
         """Serve until the event is set; then end everything, in about a second.
@@ -87,7 +88,7 @@ class Daemon:
             except FedgeError:
                 if not stop.is_set():  # else it is only the child that we ended ourselves
                     raise
-            stop.wait()
+            wait_for_stop(stop)
             self._operation.stopping()
             _log.info("stopping")
 
@@ -186,15 +187,12 @@ class Daemon:
         config = self._config.mqtt
         if not config.broker.address:
             return
-        from edge_client.mqtt.part import open_part  # a device without MQTT needs no paho
+        from edge_client.mqtt.part import MqttPart  # a device without MQTT needs no paho
 
-        topics = self._config.mqtt_topics
-        outbox = self._folder.outbox
-        self._mqtt, self._mqtt_problem = open_part(
-            config, topics, outbox, self._serving, samples, look_now
-        )
-        if self._mqtt is not None:
-            stack.callback(self._mqtt.stop)
+        topics, outbox = self._config.mqtt_topics, self._folder.outbox
+        self._mqtt = MqttPart(config, topics, outbox, self._serving, samples, look_now)
+        self._mqtt.start()
+        stack.callback(self._mqtt.stop)
 
     def _watch_over(self, stack: ExitStack, samples: SampleDatabase) -> None:
         """Gather the parts' numbers and signs of life, and begin to check."""
@@ -224,7 +222,7 @@ class Daemon:
     def status(self) -> DeviceStatus:
         """Return how this device is."""
         parts = (self._operation, self._learning, self._stream, self._registry, self._rollout)
-        mqtt_problem = self._mqtt_problem if self._mqtt is None else self._mqtt.problem
+        mqtt_problem = self._not_started if self._mqtt is None else self._mqtt.problem
         problems = [training_problem(self._config), mqtt_problem]
         problems += [part.problem for part in parts if part is not None]
         account = None if self._learning is None else self._learning.account

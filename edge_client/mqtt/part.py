@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from edge_client.mqtt.acks import read_acks
 from edge_client.mqtt.counters import Counters
@@ -14,8 +15,9 @@ from edge_client.mqtt.outbox import Outbox
 from edge_client.mqtt.predictor import Predicting, Predictor
 from edge_client.mqtt.sender import Sender
 from edge_client.mqtt.settings import MqttConfig
+from edge_client.opened_later import OpenedLater
 from edge_client.sample_store import SampleDatabase
-from fedge.errors import FedgeError, PayloadRejected, StoreError
+from fedge.errors import FedgeError, PayloadRejected
 from fedge.mqtt.connection import Connection, LinkOptions, Verdict
 from fedge.mqtt.link import Link
 from fedge.mqtt.messages import Incoming
@@ -42,9 +44,6 @@ class MqttPart:
         serving: answers samples.
         samples: keeps them.
         look_now: called when a new version is announced.
-
-    Raises:
-        StoreError: the outbox cannot be opened.
     """
 
     def __init__(
@@ -60,7 +59,8 @@ class MqttPart:
         self._look_now = look_now
         self._looked_at = float("-inf")
         self._counters = counters = Counters(*COUNTED)
-        self._outbox = Outbox(path, config.outbox)
+        opened = OpenedLater(lambda: Outbox(path, config.outbox))
+        self._outbox = cast("Outbox", opened)
         self._sender = Sender(
             self._outbox, topics.predictions, topics.device, config.outbox, counters
         )
@@ -156,21 +156,3 @@ def link_options(config: MqttConfig, topics: DeviceTopics) -> LinkOptions:
         status_topic=topics.status,
         max_incoming_bytes=2 * config.schema.max_payload_bytes + PACKET_SLACK_BYTES,
     )
-
-
-def open_part(
-    config: MqttConfig,
-    topics: DeviceTopics,
-    path: Path,
-    serving: Predicting,
-    samples: SampleDatabase,
-    look_now: Callable[[], None],
-) -> tuple[MqttPart | None, str]:
-    """Return a started part, or None and why: a device without it still predicts."""
-    try:
-        part = MqttPart(config, topics, path, serving, samples, look_now)
-    except StoreError as error:
-        log.error("no MQTT: %s", error)
-        return None, f"mqtt: {error}"
-    part.start()
-    return part, ""

@@ -180,7 +180,6 @@ class Sender:
         self._last = 0
         self._heard_at = self._clock()
         self._overtaken_at = float("-inf")
-        self._refusal = ""
 
     def _answered(self, publisher: Publisher, number: int, verdict: Verdict) -> None:
         if publisher is not self._publisher:

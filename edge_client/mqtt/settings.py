@@ -10,6 +10,9 @@ from fedge.errors import ConfigError
 from fedge.mqtt.settings import BrokerConfig
 from fedge.mqtt.topics import check_level
 
+FULL_POLICY_NAMES = ("oldest-first", "refuse")
+"""Names that `edge_client.mqtt.outbox_policies` registers."""
+
 MAX_DIMENSIONS = 8
 MAX_VALUES = 2**24
 
@@ -69,7 +72,7 @@ class OutboxConfig:
     """
 
     max_bytes: int = limited(64 * 2**20, ge=4096)
-    when_full: str = "oldest-first"
+    when_full: str = limited("oldest-first", choices=FULL_POLICY_NAMES)
     acknowledge: str = limited("broker", choices=("broker", "consumer"))
     in_flight: int = limited(256, ge=1, le=65535)
     resend_after_s: float = limited(30.0, gt=0)

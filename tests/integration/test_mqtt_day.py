@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_client.inference import Array, Prediction, Version
-from edge_client.mqtt.part import MqttPart, open_part
+from edge_client.mqtt.part import MqttPart
 from edge_client.mqtt.settings import MqttConfig, OutboxConfig, SchemaConfig
 from edge_client.sample_store import SampleDatabase
 from edge_client.settings import StoreConfig
@@ -54,11 +54,9 @@ class Day:
         self.samples = SampleDatabase(folder / "samples.db", StoreConfig())
         outbox = OutboxConfig(max_bytes=max_bytes, acknowledge="consumer", resend_after_s=5.0)
         config = MqttConfig(broker=self.broker, schema=SchemaConfig(shape=(2,)), outbox=outbox)
-        part, problem = open_part(
-            config, TOPICS, folder / "outbox.db", self.model, self.samples, lambda: None
-        )
-        assert part is not None, problem
-        self.part: MqttPart = part
+        path = folder / "outbox.db"
+        self.part = MqttPart(config, TOPICS, path, self.model, self.samples, lambda: None)
+        self.part.start()
         self.num_acknowledged = 0
 
     def live(self) -> float:

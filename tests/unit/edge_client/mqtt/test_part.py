@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from edge_client.inference import Array, Prediction, Version
-from edge_client.mqtt.part import MqttPart, open_part
+from edge_client.mqtt.part import MqttPart
 from edge_client.mqtt.settings import MqttConfig, OutboxConfig, SchemaConfig
 from edge_client.sample_store import SampleDatabase
 from edge_client.settings import StoreConfig
+from fedge.errors import StoreError
 from fedge.mqtt.settings import BrokerConfig
 from fedge.mqtt.topics import DeviceTopics
 from tests.mosquitto import Mosquitto, free_port
@@ -50,10 +51,9 @@ class Bench:
         self.part = self.open()
 
     def open(self) -> MqttPart:
-        part, problem = open_part(
-            self._config, TOPICS, self._folder / "outbox.db", Sum(), self.samples, self._look
-        )
-        assert part is not None, problem
+        path = self._folder / "outbox.db"
+        part = MqttPart(self._config, TOPICS, path, Sum(), self.samples, self._look)
+        part.start()
         return part
 
     def reopen(self) -> None:
@@ -209,12 +209,20 @@ def test_without_a_broker_it_says_so_and_keeps_what_it_has(tmp_path: Path) -> No
         bench.close()
 
 
-def test_a_damaged_outbox_is_said_and_nothing_is_started(tmp_path: Path) -> None:
+def test_a_damaged_outbox_is_said_and_samples_wait_at_the_broker_until_it_is_mended(
+    tmp_path: Path, broker: Mosquitto, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_client.opened_later.RETRY_S", 0.1)
     (tmp_path / "outbox.db").write_bytes(b"this is not a database" * 500)
-    with SampleDatabase(tmp_path / "samples.db", StoreConfig()) as samples:
-        part, problem = open_part(
-            MqttConfig(), TOPICS, tmp_path / "outbox.db", Sum(), samples, lambda: None
-        )
-    assert part is None
-    assert problem.startswith("mqtt: ")
-    assert "outbox.db" in problem
+    bench = Bench(tmp_path, broker.address, OutboxConfig())
+    try:
+        source.wait(lambda: b"online" in source.payloads("status"))
+        source.send(TOPICS.samples, sample(1))
+        wait_until(lambda: "outbox.db" in bench.part.problem, "said")
+        with pytest.raises(StoreError):
+            bench.part.snapshot()
+        (tmp_path / "outbox.db").unlink()
+        source.wait(lambda: len(predictions(source)) == 1)
+        wait_until(lambda: bench.part.problem == "", "said no more")
+    finally:
+        bench.close()
