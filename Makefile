@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test lint format protos convert-env profiles clean
+.PHONY: help install demo test broker lint format protos convert-env profiles clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -28,8 +28,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/python -m simulation.demo
 
-test: install
+test: install broker
 	$(BIN)/python -m pytest
+
+# The MQTT tests start a mosquitto of their own: root gets it installed, anybody else is told. The
+# package would start a broker for everybody, which RUNLEVEL keeps it from; nothing here uses it.
+broker:
+	@PATH="$$PATH:/usr/sbin" command -v mosquitto > /dev/null || { \
+	  [ "$$(id -u)" = 0 ] || { echo "The tests start an MQTT broker of their own: sudo apt-get install mosquitto"; exit 1; }; \
+	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq mosquitto > /dev/null; }
 
 lint: install
 	$(BIN)/ruff check .

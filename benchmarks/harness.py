@@ -18,6 +18,7 @@ MODULES = {
     "aggregate": "benchmarks.aggregate",
     "codec": "benchmarks.codec",
     "codec-accuracy": "benchmarks.codec_accuracy",
+    "contention": "benchmarks.contention",
     "demo": "benchmarks.demo",
     "infer-profile": "benchmarks.infer_profile",
     "inference": "benchmarks.inference",

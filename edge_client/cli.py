@@ -55,7 +55,7 @@ def serve(
         return
     stop = stop_on_signals()
     manager = ServiceManager.from_environment()
-    faulthandler.enable()  # a watchdog that ends a hung daemon leaves its stacks in the log
+    faulthandler.enable()  # until the daemon has a folder to leave the stacks in
     from edge_client.daemon import Daemon
 
     Daemon(settings, manager).run(stop)
@@ -89,6 +89,8 @@ def _check(settings: EdgeConfig) -> str:
 
     check_socket_path(settings.socket_path, "inference.socket")
     load_release_key(settings.registry.release_public_key)
+    if settings.mqtt.broker.address:
+        _ = settings.mqtt_topics
     interpreter_class()
     if missing_for_training():
         description = describe_without_torch(settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
@@ -39,12 +40,14 @@ from edge_client.state_folder import StateFolder
 from edge_client.task_description import Description
 from edge_client.window_stream import WindowStream
 from fedge.channels import check_socket_path
+from fedge.cli import wait_for_stop
 from fedge.errors import FedgeError
 from fedge.service_manager import ServiceManager
 from fedge.windows import WindowSpec
 
 if TYPE_CHECKING:
     from edge_client.learning import Learning
+    from edge_client.mqtt.part import MqttPart
 
 SERVICE_GRACE_S = 0.5
 
@@ -63,6 +66,8 @@ class Daemon:
         self._registry: RegistryClient | None = None
         self._rollout: Rollout | None = None
         self._stream: WindowStream | None = None
+        self._mqtt: MqttPart | None = None
+        self._not_started = "mqtt: not started yet" if config.mqtt.broker.address else ""
 
     def run(self, stop: threading.Event) -> None:
         """Serve until the event is set; then end everything, in about a second.
@@ -83,7 +88,7 @@ class Daemon:
             except FedgeError:
                 if not stop.is_set():  # else it is only the child that we ended ourselves
                     raise
-            stop.wait()
+            wait_for_stop(stop)
             self._operation.stopping()
             _log.info("stopping")
 
@@ -106,6 +111,7 @@ class Daemon:
         self._registry.start()
         stack.callback(self._registry.stop)
         self._take_readings(stack, samples)
+        self._start_mqtt(stack, samples, self._registry.look_now)
         if self._learning is not None:
             self._learning.start(stack, store, self._serving)
         self._watch_over(stack, samples)
@@ -125,7 +131,7 @@ class Daemon:
             private=self._config.privacy.enabled,
             num_threads=self._config.inference.num_threads,
         )
-        mark = CrashMark(self._folder.models)
+        mark = CrashMark(self._folder.path)
         stack.callback(mark.close)
         rollout.open(crashed=mark.take())
         rollout.start()
@@ -174,9 +180,25 @@ class Daemon:
         readings.start()
         stack.callback(readings.stop, SERVICE_GRACE_S)
 
+    def _start_mqtt(
+        self, stack: ExitStack, samples: SampleDatabase, look_now: Callable[[], None]
+    ) -> None:
+        """Take samples and send predictions over MQTT, if a broker is configured."""
+        config = self._config.mqtt
+        if not config.broker.address:
+            return
+        from edge_client.mqtt.part import MqttPart  # a device without MQTT needs no paho
+
+        topics, outbox = self._config.mqtt_topics, self._folder.outbox
+        self._mqtt = MqttPart(config, topics, outbox, self._serving, samples, look_now)
+        self._mqtt.start()
+        stack.callback(self._mqtt.stop)
+
     def _watch_over(self, stack: ExitStack, samples: SampleDatabase) -> None:
         """Gather the parts' numbers and signs of life, and begin to check."""
         metrics, pulses = self._operation.metrics, self._operation.pulses
+        if self._mqtt is not None:
+            metrics.add("mqtt", self._mqtt.snapshot)
         metrics.add("samples", lambda: samples.figures().snapshot())
         metrics.add("registry", self._registry_figures)
         if self._learning is not None:
@@ -200,7 +222,8 @@ class Daemon:
     def status(self) -> DeviceStatus:
         """Return how this device is."""
         parts = (self._operation, self._learning, self._stream, self._registry, self._rollout)
-        problems = [training_problem(self._config)]
+        mqtt_problem = self._not_started if self._mqtt is None else self._mqtt.problem
+        problems = [training_problem(self._config), mqtt_problem]
         problems += [part.problem for part in parts if part is not None]
         account = None if self._learning is None else self._learning.account
         return DeviceStatus(

@@ -137,7 +137,7 @@ class Learning:
     @property
     def problem(self) -> str:
         """What keeps this device from training, or nothing."""
-        parts = (self._node, self._participant)
+        parts = (self._worker, self._node, self._participant)
         problems = [self._problem, *(part.problem for part in parts if part is not None)]
         return "; ".join(problem for problem in problems if problem)
 
@@ -157,6 +157,7 @@ class Learning:
         figures = {
             "node_connected": float(self.connected),
             "training_rounds_total": float(self._num_rounds),
+            "training_paused": float(bool(self._worker.problem)),
         }
         account, resident = self.account, resident_bytes(self._worker.pid or 0)
         if account is not None:
