@@ -1,19 +1,21 @@
 """Tells a process that crashed from one that was killed: Python's fault handler leaves a mark.
 
-SIGSEGV, SIGFPE, SIGABRT, SIGBUS and SIGILL leave the stacks of all threads in a file; SIGKILL, a
-power cut and an empty battery leave nothing.
+SIGSEGV, SIGFPE, SIGABRT (a watchdog's too), SIGBUS and SIGILL leave the stacks of all threads in a
+file; SIGKILL, a power cut and an empty battery leave nothing.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import logging
+import os
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 FILE = "crash.txt"
-_MAX_LOGGED = 2000
+LAST_FILE = "last-crash.txt"
+_MAX_LOGGED = 8000
 
 
 class CrashMark:
@@ -23,9 +25,14 @@ class CrashMark:
         self._path = folder / FILE
 
     def take(self) -> bool:
-        """Tell whether the last process crashed, log where, and watch over this one."""
+        """Tell whether the last process crashed, log where, and watch over this one.
+
+        The stacks stay in ``last-crash.txt``.
+        """
         try:
             left = self._path.read_text(errors="replace") if self._path.exists() else ""
+            if left:
+                os.replace(self._path, self._path.with_name(LAST_FILE))
             # Not closed: the fault handler writes to it when nothing else works any more.
             faulthandler.enable(self._path.open("wb", buffering=0))
         except OSError as error:
@@ -36,5 +43,5 @@ class CrashMark:
         return bool(left)
 
     def close(self) -> None:
-        """Stop watching."""
-        faulthandler.disable()
+        """Stop watching: from now on a crash shows on stderr alone."""
+        faulthandler.enable()

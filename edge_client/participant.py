@@ -23,7 +23,14 @@ from edge_client.replies import ReplyStore
 from edge_client.round_memory import RoundMemory, encode_round, part_of, recall, start_of
 from edge_client.scaffold import correction_for
 from edge_client.worker import Ask, Proposal, Trained, Worker
-from fedge.errors import BudgetExhausted, ConfigError, PrivacyError, TaskError
+from fedge.errors import (
+    BudgetExhausted,
+    ConfigError,
+    OutOfMemory,
+    PrivacyError,
+    TaskError,
+    TrainingPaused,
+)
 from fedge.messages import (
     DeltaRequest,
     EncodedUpdate,
@@ -111,6 +118,7 @@ class Participant:
         self._journal = journal
         self._rng = rng
         self._lock = threading.Lock()
+        self._too_large: dict[tuple[str, str], str] = {}
         self.problem = ""
 
     def train(self, request: WeightsRequest | DeltaRequest) -> EncodedUpdate | Refusal:
@@ -184,6 +192,8 @@ class Participant:
             codec = make_codec(request.codec)
         except ConfigError as error:
             return Refusal("codec", str(error))
+        if _size_of(request) in self._too_large:  # it would spend as much and fail again
+            return Refusal("memory", self._too_large[_size_of(request)])
         try:
             part_of(request)  # before anything is spent
             proposal = self._propose(request)
@@ -196,6 +206,10 @@ class Participant:
             return Refusal("task", str(error))
         except BudgetExhausted as error:
             return Refusal("budget", str(error))
+        except TrainingPaused as error:
+            return Refusal("paused", str(error))
+        except OutOfMemory as error:
+            return Refusal("memory", str(error))
         start = start_of(memory, request)
         return Begun(request, key, codec, proposal, memory, correction, start, number)
 
@@ -235,9 +249,13 @@ class Participant:
                 request.hyper,
                 begun.proposal.plan,
                 begun.correction,
+                round_id=str(key),
             )
         except TaskError as error:
             return Refusal("task", str(error))
+        except OutOfMemory as error:
+            self._too_large[_size_of(request)] = str(error)
+            return Refusal("memory", str(error))
         return self._with_hint(self.finish(begun, trained), key)
 
     def _propose(self, request: WeightsRequest) -> Proposal:
@@ -297,3 +315,8 @@ class Participant:
                     finished_at=time.time(),
                 )
             )
+
+
+def _size_of(request: WeightsRequest) -> tuple[str, str]:
+    """Return what decides how much memory a training takes."""
+    return request.layout.digest, request.hyper.digest

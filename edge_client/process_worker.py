@@ -9,15 +9,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from edge_client.framing import receive_frame, send_frame
+from edge_client.task_description import Description
 from edge_client.worker import Ask, Proposal, Trained
 from edge_client.worker_frames import (
-    Description,
     ProcessSettings,
     ask_to_json,
     error_from_json,
@@ -26,7 +27,7 @@ from edge_client.worker_frames import (
 )
 from fedge.children import QUIET_ENVIRONMENT, stop_child
 from fedge.config import to_tree
-from fedge.errors import ConfigError, DeadlineExceeded, FedgeError, TransportError
+from fedge.errors import ConfigError, DeadlineExceeded, FedgeError, OutOfMemory, TransportError
 from fedge.messages import Evaluation
 from fedge.params import Vector
 from fedge.privacy.planning import DpPlan
@@ -35,15 +36,22 @@ from fedge.settings import Hyperparameters
 START_S = 120.0
 GRACE_S = 60.0
 STOP_S = 1.0
+FRUITLESS_STARTS = 3
+"""How many times in a row a round's child may die without a step before the round is given up."""
 
 _log = logging.getLogger(__name__)
+
+
+class BrokeOff(TransportError):
+    """A command whose child died over it."""
 
 
 class ProcessWorker:
     """A `Worker` whose work happens in a child process that lives as long as the daemon.
 
-    A child that died is replaced before the next command. Call `start` from a thread that lives
-    as long as the daemon: the kernel ends the child with the thread that made it.
+    A child that died is replaced, and goes on with the round it was training after the last step
+    that was kept. Call `start` from a thread that lives as long as the daemon: the kernel ends the
+    child with the thread that made it.
     """
 
     def __init__(self, settings: ProcessSettings) -> None:
@@ -53,6 +61,13 @@ class ProcessWorker:
         self._connection: socket.socket | None = None
         self._ready = False
         self._stopped = threading.Event()
+        self._resumed_at = 0
+        self._paused = ""
+
+    @property
+    def problem(self) -> str:
+        """Why training waits in the middle of a round; empty where it does not."""
+        return self._paused and f"training is paused: {self._paused}"
 
     @property
     def pid(self) -> int | None:
@@ -92,6 +107,8 @@ class ProcessWorker:
         hyper: Hyperparameters,
         plan: DpPlan | None,
         correction: Vector | None = None,
+        *,
+        round_id: str = "",
     ) -> Trained:
         """Train from the given weights; see `Worker.train`."""
         vectors = [weights] if correction is None else [weights, correction]
@@ -100,11 +117,35 @@ class ProcessWorker:
             "layout_digest": layout_digest,
             "hyper": asdict(hyper),
             "plan": None if plan is None else asdict(plan),
-            "deadline_s": self._settings.training.deadline_s,
+            "round_id": round_id,
             "num_vectors": len(vectors),
         }
-        answer, delta = self._call(header, *vectors)
-        return Trained(np.frombuffer(delta, np.float32), answer["num_steps"], answer["seconds"])
+        answer, delta, lost_s = self._train_through_kills(header, vectors)
+        seconds = lost_s + answer["seconds"]
+        return Trained(np.frombuffer(delta, np.float32), answer["num_steps"], seconds)
+
+    def _train_through_kills(
+        self, header: dict[str, Any], vectors: list[Vector]
+    ) -> tuple[dict[str, Any], bytearray, float]:
+        """Ask again for a round whose child died, for as long as it gets on.
+
+        Returns:
+            The answer, what came with it, and the seconds until it was asked for the last time.
+        """
+        began = time.monotonic()
+        self._resumed_at, fruitless = 0, 0
+        while True:
+            before, lost_s = self._resumed_at, time.monotonic() - began
+            left_s = max(0.0, self._settings.training.deadline_s - lost_s)
+            try:
+                answer, delta = self._call({**header, "deadline_s": left_s}, *vectors)
+            except BrokeOff:
+                fruitless = 1 if self._resumed_at > before else fruitless + 1
+                is_over = not header["round_id"] or fruitless >= FRUITLESS_STARTS
+                if is_over or self._stopped.is_set():
+                    raise
+            else:
+                return answer, delta, lost_s
 
     def evaluate(self, layout_digest: str, weights: Vector) -> Evaluation | None:
         """Return true metrics of the holdout; see `Worker.evaluate`."""
@@ -119,7 +160,7 @@ class ProcessWorker:
                 connection = self._running()
                 connection.settimeout(self._settings.training.deadline_s + GRACE_S)
                 send_frame(connection, header, payload)
-                answer, content = receive_frame(connection)
+                answer, content = self._answer(connection)
             except TimeoutError as error:
                 self._replace()
                 raise DeadlineExceeded(
@@ -128,13 +169,34 @@ class ProcessWorker:
                 ) from error
             except (EOFError, OSError, ValueError) as error:
                 status = self._replace()
-                raise TransportError(
+                raise BrokeOff(
                     f"the training process broke off during {header['command']!r} (exit status "
                     f"{status}); it is started again, and this device's log says more"
                 ) from error
-        if "error" in answer:
-            raise error_from_json(answer["error"])
+            if "error" in answer:
+                raised = error_from_json(answer["error"])
+                if isinstance(raised, OutOfMemory):
+                    self._replace()  # what it holds, it will not give back
+                raise raised
         return answer, content
+
+    def _answer(self, connection: socket.socket) -> tuple[dict[str, Any], bytearray]:
+        """Return the answer to a command; take note of what the child says before it."""
+        give_up = time.monotonic() + self._settings.training.deadline_s + GRACE_S
+        while True:
+            connection.settimeout(max(0.001, give_up - time.monotonic()))
+            answer, content = receive_frame(connection)
+            if "note" not in answer:
+                return answer, content
+            self._take_note(answer["note"])
+
+    def _take_note(self, note: dict[str, Any]) -> None:
+        if "resumed_at" in note:
+            self._resumed_at = note["resumed_at"]
+            _log.info("training goes on after step %d", self._resumed_at)
+        if "paused" in note:
+            self._paused = note["paused"]
+            _log.info("%s", self.problem or "training goes on")
 
     def _running(self) -> socket.socket:
         """Return the connection to a child that is ready, starting one if need be."""
@@ -169,7 +231,9 @@ class ProcessWorker:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **QUIET_ENVIRONMENT, **_thread_limits(self._settings)},
-                start_new_session=True,
+                # A group of its own, so that Ctrl-C passes it by, but the daemon's session: where
+                # Linux shares time by session (autogroups), `nice` counts within one alone.
+                process_group=0,
             )
         except OSError as error:
             ours.close()
@@ -190,6 +254,7 @@ class ProcessWorker:
 
     def _discard(self) -> int | None:
         status = None
+        self._paused = ""
         if self._process is not None:
             status = stop_child(self._process, grace_s=STOP_S)
             self._process = None

@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from edge_client.crash_guard import CrashGuard
 from edge_client.inference import Engine, Serving
 from edge_client.local_voice import Comparison, LocalVoice
@@ -174,13 +176,20 @@ class Rollout:
             self._follow_choices()
             now = self._clock()
             if not self._proven and now - self._since >= self._config.healthy_s:
-                self._proven = True
-                if self._guard is not None:
-                    self._guard.healthy()
+                self._prove()
             on_probation = now - self._since < self._config.probation_s
             if on_probation and now - self._looked_at >= self._config.check_s:
                 self._looked_at = now
                 self._look_at_labels()
+
+    def _prove(self) -> None:
+        """Believe in what is served once it has answered; in a hung engine this hangs, too."""
+        engine = self._serving.engine
+        if engine is not None:
+            engine.predict(np.zeros(engine.input_shape, engine.input_dtype))
+        self._proven = True
+        if self._guard is not None:
+            self._guard.healthy()
 
     def _run(self) -> None:
         while not self._stopping.wait(POLL_S):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from datetime import time
 from pathlib import Path
 
 from edge_client.mqtt.settings import MqttConfig
@@ -10,6 +12,8 @@ from fedge.config import limited
 from fedge.errors import ConfigError
 from fedge.mqtt.topics import DeviceTopics
 from fedge.settings import PrivacyConfig, TaskConfig, TlsConfig, is_loopback, split_address
+
+_CORE_SPAN = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,45 @@ class InferenceConfig:
 
     Attributes:
         socket: Unix socket; empty takes ``state_dir/inference.sock``.
+        address: ``host:port`` to serve on besides; empty serves on the socket alone.
+        token_file: file whose first line callers of the address must present; needed beyond
+            loopback.
+        num_threads: of each call of the runtime.
         max_waiting: requests waiting at most; beyond it they are refused at once.
+        max_rows: examples in one request at most.
+        max_request_bytes: size of one request at most.
+        max_batch: waiting examples that share one call of the runtime; 1 is no micro-batching.
+        max_wait_us: how long the first of them waits for others; 0 takes those that came while
+            another call ran.
+        template, plan: the model to begin with, for a device that cannot load the task's code;
+            empty asks the task.
     """
 
     socket: Path | None = None
+    address: str = ""
+    token_file: Path | None = None
     num_threads: int = limited(1, ge=1)
     max_waiting: int = limited(64, ge=1)
+    max_rows: int = limited(1024, ge=1)
+    max_request_bytes: int = limited(4 * 1024**2, ge=1024)
+    max_batch: int = limited(1, ge=1, le=256)
+    max_wait_us: float = limited(0.0, ge=0, le=100_000)
+    template: Path | None = None
+    plan: Path | None = None
+    tls: TlsConfig = field(default_factory=TlsConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse half a model, and plaintext or open service beyond loopback."""
+        if (self.template is None) != (self.plan is None):
+            raise ConfigError("template and plan belong together: give both", key="template")
+        if not self.address:
+            return
+        split_address(self.address, "address")
+        if not is_loopback(self.address) and (self.tls.cert is None or self.token_file is None):
+            raise ConfigError(
+                f"{self.address} is not on loopback: set tls.cert, tls.key and token_file",
+                key="address",
+            )
 
 
 @dataclass(frozen=True)
@@ -114,11 +151,66 @@ class StoreConfig:
 
 @dataclass(frozen=True)
 class TrainingProcessConfig:
-    """The child process that trains."""
+    """The child process that trains.
+
+    Attributes:
+        deadline_s: of one round, pauses included.
+        cores: it runs on: ``auto``, ``all``, or numbers such as ``0,2-3``.
+        max_memory_mib: it may allocate in all; 0 takes half of the machine's memory.
+        hours: of local time in which it trains, such as ``22:00-06:00``; empty is always.
+        max_cpu_percent: of all cores, that other processes may use while it trains; 0 is no limit.
+        max_temperature_c: of the hottest sensor while it trains; 0 is no limit.
+    """
 
     nice: int = limited(19, ge=0, le=19)
     num_threads: int = limited(1, ge=1)
     deadline_s: float = limited(3600.0, gt=0)
+    cores: str = "auto"
+    max_memory_mib: int = limited(0, ge=0)
+    hours: str = ""
+    max_cpu_percent: float = limited(0.0, ge=0, le=100)
+    max_temperature_c: float = limited(0.0, ge=0)
+
+    def __post_init__(self) -> None:
+        """Refuse cores and hours that cannot be read."""
+        parse_cores(self.cores)
+        if self.hours:
+            parse_hours(self.hours)
+
+
+def parse_cores(text: str) -> frozenset[int] | None:
+    """Return the cores that a text such as ``0,2-3`` names; None for ``auto`` and ``all``.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if text in ("auto", "all"):
+        return None
+    cores: set[int] = set()
+    for part in text.split(","):
+        match = _CORE_SPAN.fullmatch(part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(
+                f"must be auto, all or cores such as 0,2-3, got {text!r}", key="cores"
+            )
+        cores |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return frozenset(cores)
+
+
+def parse_hours(text: str) -> tuple[time, time]:
+    """Return begin and end of ``HH:MM-HH:MM``.
+
+    Raises:
+        ConfigError: it is not of that form, or says nothing.
+    """
+    begin, _, end = text.partition("-")
+    try:
+        span = time.fromisoformat(begin.strip()), time.fromisoformat(end.strip())
+    except ValueError:
+        raise ConfigError(f"must be HH:MM-HH:MM, got {text!r}", key="hours") from None
+    if span[0] == span[1]:
+        raise ConfigError(f"begins when it ends: {text!r}; leave it out for always", key="hours")
+    return span
 
 
 @dataclass(frozen=True)
@@ -178,3 +270,8 @@ class EdgeConfig:
             return DeviceTopics(self.mqtt.fleet, name)
         except ConfigError as error:
             raise ConfigError(f"set it: {error}", key="mqtt.device") from error
+
+    @property
+    def steps_path(self) -> Path:
+        """Path of the file that keeps the steps of the round under way."""
+        return self.state_dir / "round.steps"

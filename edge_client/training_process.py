@@ -14,17 +14,29 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, cast
 
 import numpy as np
 
+from edge_client.conditions import CHECK_INTERVAL_S, Gate
 from edge_client.framing import receive_frame, send_frame
 from edge_client.opened_later import OpenedLater
+from edge_client.process_limits import (
+    MIB,
+    half_of_memory,
+    is_out_of_memory,
+    lift_memory_limit,
+    limit_memory,
+    step_back,
+)
+from edge_client.round_steps import RoundSteps, round_digest
 from edge_client.sample_reader import SampleReader
+from edge_client.task_description import Description
 from edge_client.worker import InProcessWorker
 from edge_client.worker_frames import (
-    Description,
     ProcessSettings,
     ask_from_json,
     error_to_json,
@@ -33,26 +45,33 @@ from edge_client.worker_frames import (
 )
 from fedge.children import die_with_parent
 from fedge.config import build
-from fedge.errors import FedgeError, TransportError
+from fedge.errors import FedgeError, OutOfMemory, TrainingPaused, TransportError
 from fedge.logs import setup_logging
 from fedge.privacy.accounting import Spend, epsilon
 from fedge.settings import Hyperparameters
 from fedge.task import load_task
-from fedge.windows import window_spec_of
 
-WARM_UP_AFTER_S = 0.5
+IDLE_CHECK_S = 0.5
 
 _log = logging.getLogger(__name__)
 
 
 class TrainingServer:
-    """Answers one command after another until the daemon goes away."""
+    """Answers one command after another until the daemon goes away.
 
-    def __init__(self, connection: socket.socket, settings: ProcessSettings) -> None:
+    Args:
+        gate: says when training is to wait; None takes that of the settings.
+    """
+
+    def __init__(
+        self, connection: socket.socket, settings: ProcessSettings, gate: Gate | None = None
+    ) -> None:
         self._connection = connection
         self._task = load_task(settings.task.name, **settings.task.options)
         reader = OpenedLater(lambda: SampleReader(settings.samples_path, settings.store))
         self._samples = cast("SampleReader", reader)
+        self._settings = settings
+        self._gate = Gate.of(settings.training) if gate is None else gate
         self._deadline: float | None = None
         self._worker = InProcessWorker(
             self._task,
@@ -70,9 +89,13 @@ class TrainingServer:
         """Answer until the daemon closes the connection; warm up once nothing waits."""
         warm = False
         while True:
-            if not warm and not _is_readable(self._connection, WARM_UP_AFTER_S):
-                self._warm_up()
-                warm = True
+            # With conditions it stays awake, to know of the time before a round is asked for.
+            wait_s = IDLE_CHECK_S if self._gate or not warm else None
+            while not _is_readable(self._connection, wait_s):
+                self._gate.reason()
+                if not warm:
+                    self._warm_up()
+                    warm = True
             try:
                 header, payload = receive_frame(self._connection)
             except (EOFError, OSError):
@@ -82,11 +105,15 @@ class TrainingServer:
 
     def _warm_up(self) -> None:
         """Get ready for a round; say now, and not in a round alone, why there can be none."""
-        warm_up()
         try:
+            warm_up()
             _ = self._worker.trainer
         except FedgeError as error:
             _log.error("this device predicts and cannot train: %s", error)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _log.error("this device predicts and cannot train: %s", self._out_of_memory(error))
 
     def _answer(self, header: dict[str, Any], payload: bytearray) -> tuple[dict[str, Any], bytes]:
         try:
@@ -94,37 +121,45 @@ class TrainingServer:
         except FedgeError as error:
             return {"error": error_to_json(error)}, b""
         except Exception as error:
+            if is_out_of_memory(error):
+                return {"error": error_to_json(self._out_of_memory(error))}, b""
             # A task is user code and may raise anything. Its text can hold sample values, so it
             # goes to this device's log, and only the type goes on towards the server.
             _log.exception("command %s failed", header.get("command"))
             text = f"{type(error).__name__} in the training process; the device's log says more"
             return {"error": error_to_json(TransportError(text))}, b""
 
-    def _describe(self, _: dict[str, Any], __: bytearray) -> tuple[dict[str, Any], bytes]:
-        files, windows = self._task.edge_files(), window_spec_of(self._task)
-        description = Description(
-            name=self._task.name,
-            input_shape=tuple(self._task.input_shape),
-            template="" if files is None else str(files.template.resolve()),
-            plan="" if files is None else str(files.plan.resolve()),
-            windows="" if windows is None else windows.to_json(),
+    def _out_of_memory(self, error: Exception) -> OutOfMemory:
+        lift_memory_limit()
+        limit = self._settings.training.max_memory_mib or half_of_memory() // MIB
+        _log.error("out of memory: %.300s", error)
+        return OutOfMemory(
+            f"training needs more than the {limit} MiB that training.max_memory_mib allows: raise "
+            "it, or ask for smaller batches"
         )
-        return asdict(description), b""
+
+    def _describe(self, _: dict[str, Any], __: bytearray) -> tuple[dict[str, Any], bytes]:
+        return asdict(Description.of(self._task)), b""
 
     def _propose(self, header: dict[str, Any], _: bytearray) -> tuple[dict[str, Any], bytes]:
+        reason = self._gate.reason()
+        if reason:
+            raise TrainingPaused(f"this device does not train now: {reason}")
         return asdict(self._worker.propose(ask_from_json(header["ask"]))), b""
 
     def _train(self, header: dict[str, Any], payload: bytearray) -> tuple[dict[str, Any], bytes]:
         _ = self._worker.trainer  # made before the clock runs
         self._deadline = time.monotonic() + header["deadline_s"]
         weights, *correction = vectors_from_payload(payload, header["num_vectors"])
-        trained = self._worker.train(
-            header["layout_digest"],
-            weights,
-            build(Hyperparameters, header["hyper"]),
-            plan_from_json(header["plan"]),
-            *correction,
-        )
+        with self._keeper(header, payload) as keeper:
+            trained = self._worker.train(
+                header["layout_digest"],
+                weights,
+                build(Hyperparameters, header["hyper"]),
+                plan_from_json(header["plan"]),
+                *correction,
+                keeper=keeper,
+            )
         if trained.num_steps < 1:
             raise TransportError(
                 "the deadline passed before the first training step; raise training.deadline_s"
@@ -137,12 +172,49 @@ class TrainingServer:
         evaluation = self._worker.evaluate(header["layout_digest"], weights)
         return {"evaluation": None if evaluation is None else asdict(evaluation)}, b""
 
+    @contextmanager
+    def _keeper(self, header: dict[str, Any], payload: bytearray) -> Iterator[RoundSteps | None]:
+        """Open what is kept of this round, and tell the daemon from which step it goes on."""
+        path = self._settings.steps_path
+        if path is None or not header["round_id"]:
+            yield None
+            return
+        told = {key: value for key, value in header.items() if key != "deadline_s"}
+        keeper = RoundSteps(path, round_digest(told, payload))
+        snapshot = keeper.recall()
+        if snapshot is not None:
+            self._note(resumed_at=snapshot.progress.num_steps)
+        try:
+            yield keeper
+        finally:
+            keeper.close()
+
     def _should_stop(self) -> bool:
-        """End training at its deadline; end the process when the daemon has gone."""
-        gone = _is_readable(self._connection, 0) and not self._connection.recv(1, socket.MSG_PEEK)
-        if gone:
-            sys.exit(0)
+        """Wait while training is paused; tell whether the round's deadline has passed."""
+        self._end_with_daemon(0)
+        paused = False
+        while (reason := self._gate.reason()) and not self._is_late():
+            if not paused:
+                self._note(paused=reason)
+            paused = True
+            self._end_with_daemon(CHECK_INTERVAL_S)
+        if paused:
+            self._note(paused="")
+        return self._is_late()
+
+    def _is_late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
+
+    def _end_with_daemon(self, timeout_s: float) -> None:
+        """End this process when the daemon has gone, or goes within the timeout."""
+        if not _is_readable(self._connection, timeout_s):
+            return
+        if not self._connection.recv(1, socket.MSG_PEEK):
+            sys.exit(0)
+
+    def _note(self, **what: Any) -> None:
+        """Tell the daemon, before the answer, how a command is getting on."""
+        send_frame(self._connection, {"note": what})
 
 
 def warm_up() -> None:
@@ -153,7 +225,7 @@ def warm_up() -> None:
     epsilon([Spend(1.0, 0.5, 1)], 1e-5)
 
 
-def _is_readable(connection: socket.socket, timeout_s: float) -> bool:
+def _is_readable(connection: socket.socket, timeout_s: float | None) -> bool:
     return bool(select.select([connection], [], [], timeout_s)[0])
 
 
@@ -171,11 +243,12 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     header, _ = receive_frame(connection)
     settings = build(ProcessSettings, header)
-    os.nice(settings.training.nice)
-    import torch
-
-    torch.set_num_threads(settings.training.num_threads)
     try:
+        step_back(settings.training)
+        import torch
+
+        torch.set_num_threads(settings.training.num_threads)
+        limit_memory(settings.training)
         server = TrainingServer(connection, settings)
     except FedgeError as error:
         send_frame(connection, {"error": error_to_json(error)})

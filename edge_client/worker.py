@@ -25,6 +25,7 @@ from fedge.task import Examples, Split, Task
 if TYPE_CHECKING:
     from fedge.privacy.noise import Draws
     from fedge.training.local import LocalTrainer
+    from fedge.training.snapshot import Keeper
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class Worker(Protocol):
         """Return what a round would do and cost.
 
         Raises:
+            TrainingPaused: this device does not train now.
             TaskError: model or data cannot be used, or the layout is another.
             BudgetExhausted: no noise makes the planned rounds fit the budget.
         """
@@ -96,11 +98,18 @@ class Worker(Protocol):
         hyper: Hyperparameters,
         plan: DpPlan | None,
         correction: Vector | None = None,
+        *,
+        round_id: str = "",
     ) -> Trained:
         """Train from the given weights, with DP-SGD when there is a plan.
 
         Args:
             correction: SCAFFOLD's server control less this device's; None is zero.
+            round_id: under which the steps are kept; asked again with the same, training may go
+                on where it was. Empty keeps none.
+
+        Raises:
+            OutOfMemory: it needs more than it may have.
         """
         ...
 
@@ -176,8 +185,16 @@ class InProcessWorker:
         hyper: Hyperparameters,
         plan: DpPlan | None,
         correction: Vector | None = None,
+        *,
+        round_id: str = "",
+        keeper: Keeper | None = None,
     ) -> Trained:
-        """Train from the given weights; see `Worker.train`."""
+        """Train from the given weights; see `Worker.train`.
+
+        Args:
+            keeper: keeps the steps; without one none are kept, whatever the round's id.
+        """
+        del round_id
         self._check(layout_digest)
         with _kept_home(plan is not None):
             result = self.trainer.train(
@@ -188,6 +205,7 @@ class InProcessWorker:
                 plan=plan,
                 should_stop=self._should_stop,
                 correction=correction,
+                keeper=keeper,
             )
         return Trained(result.delta, result.num_steps, result.seconds)
 

@@ -15,8 +15,10 @@ from fedge.errors import (
     BudgetExhausted,
     ConfigError,
     FedgeError,
+    OutOfMemory,
     PrivacyError,
     TaskError,
+    TrainingPaused,
     TransportError,
 )
 from fedge.params import Vector
@@ -28,39 +30,32 @@ _KINDS: dict[str, type[FedgeError]] = {
     "config": ConfigError,
     "task": TaskError,
     "privacy": PrivacyError,
+    "paused": TrainingPaused,
+    "memory": OutOfMemory,
     "failed": TransportError,
 }
 
 
 @dataclass(frozen=True)
 class ProcessSettings:
-    """Everything the training process needs to know."""
+    """Everything the training process needs to know.
+
+    Attributes:
+        steps_path: file that keeps the steps of the round under way; None keeps none.
+    """
 
     samples_path: Path
     task: TaskConfig = field(default_factory=TaskConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     training: TrainingProcessConfig = field(default_factory=TrainingProcessConfig)
+    steps_path: Path | None = None
 
     @staticmethod
     def of(config: EdgeConfig) -> ProcessSettings:
         """Return the part of a device's configuration that concerns training."""
-        return ProcessSettings(config.samples_path, config.task, config.store, config.training)
-
-
-@dataclass(frozen=True)
-class Description:
-    """What the training process says about its task, so that the daemon need not load it.
-
-    Attributes:
-        template, plan: the task's shipped TFLite files; empty where it ships none.
-        windows: JSON of the `WindowSpec` that its inputs are cut by; empty where they are not.
-    """
-
-    name: str
-    input_shape: tuple[int, ...]
-    template: str = ""
-    plan: str = ""
-    windows: str = ""
+        return ProcessSettings(
+            config.samples_path, config.task, config.store, config.training, config.steps_path
+        )
 
 
 def ask_to_json(ask: Ask) -> dict[str, Any]:

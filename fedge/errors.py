@@ -106,6 +106,14 @@ class PrivacyError(FedgeError):
     """A privacy rule that would have been broken."""
 
 
+class TrainingPaused(FedgeError):
+    """Training that is to wait until the device has cooled, is idle, or its hours have come."""
+
+
+class OutOfMemory(FedgeError):
+    """Training that needs more memory than its process may have."""
+
+
 class BudgetExhausted(PrivacyError):
     """No privacy budget is left for what was asked.
 

@@ -188,9 +188,11 @@ class _Planner:
         hyper: Hyperparameters,
         plan: DpPlan | None,
         correction: Vector | None = None,
+        *,
+        round_id: str = "",
     ) -> Trained:
         """Refuse: a cohort is trained as a whole."""
-        del layout_digest, weights, hyper, plan, correction
+        del layout_digest, weights, hyper, plan, correction, round_id
         raise TaskError("a client of a cohort is not trained by itself")
 
     def evaluate(self, layout_digest: str, weights: Vector) -> Evaluation | None:

@@ -141,9 +141,11 @@ class EdgeProcess:
         try:
             return self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGABRT)  # leaves the stacks of its threads in the log
+            self.process.send_signal(signal.SIGABRT)  # leaves the stacks of its threads
             self.process.wait(STOP_S)
-            raise AssertionError(f"it did not stop:\n{self.log}") from None
+            crash = self.state / "crash.txt"
+            stacks = crash.read_text() if crash.exists() else "no stacks"
+            raise AssertionError(f"it did not stop:\n{self.log}\n{stacks}") from None
 
     def end(self) -> int:
         """Wait until it ends by itself; return its status."""

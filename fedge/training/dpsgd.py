@@ -21,6 +21,7 @@ from fedge.training.batches import check_finite, check_losses, to_tensors
 from fedge.training.clipping import ghost_clipping
 from fedge.training.progress import Progress
 from fedge.training.sgd import make_optimizer, trained_parameters
+from fedge.training.snapshot import Keeper, Kept
 from fedge.training.terms import NO_TERM, ClientTerm
 
 MAX_PHYSICAL_BATCH = 256
@@ -35,8 +36,11 @@ def run_dpsgd(
     draws: Draws,
     should_stop: Callable[[], bool],
     term: ClientTerm = NO_TERM,
+    keeper: Keeper | None = None,
 ) -> Progress:
     """Train the model in place for exactly the plan's steps, or fewer if told to stop.
+
+    Steps that a keeper recalls are not taken again; see `fedge.training.snapshot`.
 
     Raises:
         TaskError: an example or gradient is not finite, or Opacus cannot clip the model.
@@ -44,9 +48,10 @@ def run_dpsgd(
     inputs, targets = to_tensors(examples)
     parameters = trained_parameters(model)
     optimizer = make_optimizer(parameters, hyper)
-    progress = Progress()
+    kept = Kept(keeper, model, optimizer, examples)
+    progress, *_ = kept.resume()
     with ghost_clipping(model, plan.clip_norm) as ghost:
-        for step in range(plan.num_steps):
+        for step in range(progress.num_steps, plan.num_steps):
             if should_stop():
                 break
             sums = [torch.zeros_like(parameter) for parameter in parameters]
@@ -60,6 +65,7 @@ def run_dpsgd(
             term.add_to_gradients()
             optimizer.step()
             progress.num_steps += 1
+            kept.note(progress)
     return progress
 
 

@@ -19,6 +19,7 @@ from fedge.task import Examples, Task
 from fedge.training.dpsgd import run_dpsgd
 from fedge.training.evaluate import Values, example_losses, mean_metrics
 from fedge.training.sgd import run_sgd
+from fedge.training.snapshot import Keeper
 from fedge.training.terms import make_term
 from fedge.weights import build_checked_model, layout_of, read_vector, write_vector
 
@@ -74,6 +75,7 @@ class LocalTrainer:
         plan: DpPlan | None = None,
         should_stop: Callable[[], bool] | None = None,
         correction: Vector | None = None,
+        keeper: Keeper | None = None,
     ) -> LocalResult:
         """Train from the parent weights by DP-SGD as planned, or by SGD without a plan.
 
@@ -85,6 +87,8 @@ class LocalTrainer:
             plan: what the ledger reserved; None trains without DP.
             should_stop: asked before each step; True ends training with the steps so far.
             correction: SCAFFOLD's server control less this client's; None is zero.
+            keeper: training goes on from what it recalls, and tells it every step; it must be of
+                the same training, its parent and plan included.
 
         Raises:
             TaskError: there are no examples, an example is not finite, the correction cannot be
@@ -103,10 +107,12 @@ class LocalTrainer:
             # torch.manual_seed also seeds devices that are not there, at 0.12 ms a call.
             torch.default_generator.manual_seed(draws.seed())
             if plan is None:
-                progress = run_sgd(self._model, self._task, examples, hyper, draws, stop, term)
+                progress = run_sgd(
+                    self._model, self._task, examples, hyper, draws, stop, term, keeper
+                )
             else:
                 progress = run_dpsgd(
-                    self._model, self._task, examples, hyper, plan, draws, stop, term
+                    self._model, self._task, examples, hyper, plan, draws, stop, term, keeper
                 )
         delta = read_vector(self._model, self.layout) - parent
         if not np.isfinite(delta).all():

@@ -6,6 +6,7 @@ until it is acknowledged, and knows at the end which samples must be stored, and
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,14 +18,17 @@ import numpy as np
 
 from edge_client.tensors import make_tensor, read_tensor
 from fedge.channels import client_channel
+from fedge.mqtt.topics import DeviceTopics
 from fedge.settings import TlsConfig
 from fedge.tasks.sensor import WINDOWS
 from fedge.windows import Readings, cut_windows
 from protos.fedge.v1 import inference_pb2, inference_pb2_grpc, readings_pb2, readings_pb2_grpc
+from tests.mqtt_source import Source
 
 PAUSE_S = 0.005  # between two requests
 RETRY_S = 0.05
 CALL_S = 10.0
+FIRST_S = 120.0
 CheckAnswer = Callable[[np.ndarray, inference_pb2.ModelVersion, np.ndarray], None]
 """Is told input, version and output of each answer; raises if they do not belong together."""
 
@@ -206,6 +210,97 @@ class Sensor(GrpcLoad):
         sequences = first + np.arange(number, dtype=np.int64)
         values = np.stack([np.sin(sequences / k) for k in (2, 3, 5)], axis=1).astype(np.float32)
         return Readings(values, sequences, sequences / 100)
+
+
+class MqttSamples:
+    """Samples over MQTT by a source of their own, each acknowledged by the device's prediction.
+
+    Args:
+        port: of the broker, which is not killed.
+        topics: of the device.
+        check: is told each answer.
+    """
+
+    source = "camera"
+    most_unanswered = 200
+
+    def __init__(self, port: int, topics: DeviceTopics, check: CheckAnswer) -> None:
+        self._topics = topics
+        self._check_answer = check
+        self._client = Source(port, topics.predictions, topics.status)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._error: BaseException | None = None
+        self._sent = 0
+        self._read = 0
+        self._answers: dict[int, int] = {}  # our number → the device's
+
+    @property
+    def num_acknowledged(self) -> int:
+        return len(self._answers)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(120)
+        self._client.close()
+        assert not self._thread.is_alive(), f"{self._sent - len(self._answers)} without an answer"
+        self.check()
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def expected(self) -> dict[str, Kept]:
+        return {
+            f"{self.source}/{number}": Kept(self._input(number).tobytes())
+            for number in range(self._sent)
+        }
+
+    def _run(self) -> None:
+        try:
+            # Before its first subscription nobody keeps anything for the device.
+            self._client.wait(lambda: b"online" in self._client.payloads("/status"), FIRST_S)
+            while not (self._stop.is_set() and len(self._answers) == self._sent):
+                self._hear()
+                if not self._stop.is_set() and self._sent - len(self._answers) < (
+                    self.most_unanswered
+                ):
+                    self._send()
+                threading.Event().wait(PAUSE_S)
+        except BaseException as error:
+            self._error = error
+
+    def _send(self) -> None:
+        properties = {"source": self.source, "sequence": str(self._sent)}
+        self._client.send(
+            self._topics.samples,
+            self._input(self._sent).tobytes(),
+            properties,
+            content_type="application/octet-stream",
+        )
+        self._sent += 1
+
+    def _hear(self) -> None:
+        heard = self._client.heard
+        while self._read < len(heard):
+            topic, payload, _ = heard[self._read]
+            self._read += 1
+            if topic != self._topics.predictions:
+                continue
+            answer = json.loads(payload)
+            number = answer["source_sequence"]
+            assert self._answers.setdefault(number, answer["sequence"]) == answer["sequence"]
+            model = inference_pb2.ModelVersion(**answer["model"])
+            output = np.array(answer["output"], np.float32).reshape(answer["shape"])
+            self._check_answer(self._input(number), model, output)
+
+    @staticmethod
+    def _input(number: int) -> np.ndarray:
+        shape = (WINDOWS.size, WINDOWS.num_channels)
+        return np.random.default_rng(2**32 + number).random(shape, np.float32)
 
 
 def kept_of(sample: Any) -> Kept:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge_client.sample_reader import SampleReader
 from edge_client.settings import StoreConfig
 from fedge.channels import client_channel
+from fedge.mqtt.topics import DeviceTopics
 from fedge.params import vector_digest
 from fedge.settings import TlsConfig
 from fedge.task import EdgeFiles
@@ -30,15 +31,17 @@ from server.export import Exporter
 from server.publisher import Publisher
 from server.registry import RegistryServer
 from server.release_key import load_or_create_release_key, public_path
-from tests.integration.daemon_loads import Load, Predictions, Sensor, kept_of
+from tests.integration.daemon_loads import Load, MqttSamples, Predictions, Sensor, kept_of
+from tests.mosquitto import Mosquitto
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 NUM_KILLS = 100 if os.environ.get("FEDGE_ALL_KILLS") else 10
 DEADLINE_S = 120.0
 PUBLISH_EVERY_S = 0.4
 BEYOND_READY_S = 1.5  # a kill comes at most so long after every load has gone on
 TASK = SensorTask()
+TOPICS = DeviceTopics("ward", "box")
 
 
 class Versions:
@@ -113,7 +116,7 @@ class Versions:
 class Device:
     """One ``fedge-edge`` process that is killed and started again."""
 
-    def __init__(self, folder: Path, registry: str, public_key: Path) -> None:
+    def __init__(self, folder: Path, registry: str, public_key: Path, broker: str) -> None:
         self.state = folder / "state"
         self.log = folder / "device.log"
         self._settings = [
@@ -123,6 +126,11 @@ class Device:
             f'registry.address="{registry}"',
             f'registry.release_public_key="{public_key}"',
             "store.max_bytes=1000000000",
+            f'mqtt.fleet="{TOPICS.fleet}"',
+            f'mqtt.device="{TOPICS.device}"',
+            f'mqtt.broker.address="{broker}"',
+            "mqtt.broker.reconnect_max_s=0.5",
+            f"mqtt.schema.shape={list(TASK.input_shape)}",
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -205,6 +213,14 @@ def versions(tmp_path: Path) -> Iterator[Versions]:
     versions.stop()
 
 
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    with Mosquitto(folder) as broker:
+        yield broker
+
+
 @contextmanager
 def running(device: Device) -> Iterator[Device]:
     try:
@@ -213,19 +229,22 @@ def running(device: Device) -> Iterator[Device]:
         device.end()
 
 
-def make_loads(device: Device, versions: Versions) -> list[Load]:
+def make_loads(device: Device, versions: Versions, broker: Mosquitto) -> list[Load]:
     """Return every source of load on the device."""
     check = versions.check_answer
     return [
         Predictions(device.state / "inference.sock", check),
         Sensor(device.state / "readings.sock", check),
+        MqttSamples(broker.port, TOPICS, check),
     ]
 
 
-def test_kills_at_any_instant_lose_nothing_acknowledged(tmp_path: Path, versions: Versions) -> None:
+def test_kills_at_any_instant_lose_nothing_acknowledged(
+    tmp_path: Path, versions: Versions, broker: Mosquitto
+) -> None:
     random, start_s = np.random.default_rng(), [1.0]
-    device = Device(tmp_path, versions.start(), public_path(versions.key_path))
-    loads = make_loads(device, versions)
+    device = Device(tmp_path, versions.start(), public_path(versions.key_path), broker.address)
+    loads = make_loads(device, versions, broker)
     with running(device):
         for load in loads:
             load.start()

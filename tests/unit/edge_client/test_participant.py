@@ -44,6 +44,8 @@ class FakeWorker:
         hyper: Any,
         plan: Any,
         correction: Vector | None = None,
+        *,
+        round_id: str = "",
     ) -> Trained:
         self.before_training()
         self.num_trainings += 1

@@ -52,6 +52,8 @@ class DrawnWorker:
         hyper: Any,
         plan: Any,
         correction: Vector | None = None,
+        *,
+        round_id: str = "",
     ) -> Trained:
         self.corrections.append(correction)
         delta = stream(1, "delta", round=int(weights[0])).normal(size=LAYOUT.size)

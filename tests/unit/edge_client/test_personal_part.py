@@ -52,6 +52,8 @@ class DrawnWorker:
         hyper: Any,
         plan: Any,
         correction: Vector | None = None,
+        *,
+        round_id: str = "",
     ) -> Trained:
         self.starts.append(weights)
         self.after_training()
