@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
 
 from edge_client.mqtt.counters import Counters
@@ -19,6 +18,7 @@ from edge_client.mqtt.settings import SchemaConfig
 from edge_client.sample_store import PreparedSample, SampleDatabase
 from fedge.backoff import Backoff
 from fedge.errors import FedgeError, InvalidSample, PayloadRejected, StoreError
+from fedge.mqtt.inbox import Inbox
 from fedge.mqtt.messages import Incoming
 
 MAX_BATCH = 64
@@ -38,7 +38,8 @@ class Intake:
         predictor: answers samples.
         counters: what is counted.
         sent: called when predictions were put into the outbox.
-        capacity: messages that may wait at most.
+        reconnect: called when messages had found no room and there is some again.
+        inbox: messages that wait.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class Intake:
         counters: Counters,
         *,
         sent: Callable[[], None],
-        capacity: int,
+        reconnect: Callable[[], None],
+        inbox: Inbox | None = None,
     ) -> None:
         self._schema = schema
         self._labels_topic = labels_topic
@@ -60,9 +62,8 @@ class Intake:
         self._predictor = predictor
         self._counters = counters
         self._sent = sent
-        self._capacity = capacity
-        self._waiting: deque[Incoming] = deque()
-        self._changed = threading.Condition()
+        self._reconnect = reconnect
+        self._inbox = inbox or Inbox()
         self._stopping = threading.Event()
         self._retry = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         self._store_problem = ""
@@ -81,24 +82,18 @@ class Intake:
     def stop(self, timeout_s: float = 1.0) -> None:
         """End the thread; what it has not acknowledged comes again."""
         self._stopping.set()
-        with self._changed:
-            self._changed.notify()
+        self._inbox.close()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
     def offer(self, message: Incoming) -> None:
-        """Take a message without waiting; beyond the capacity, which only QoS 0 reaches, none."""
-        with self._changed:
-            if len(self._waiting) >= self._capacity:
-                self._counters.add("rejected_overflow")
-                return
-            self._waiting.append(message)
-            self._changed.notify()
+        """Take a message without waiting."""
+        if not self._inbox.offer(message):
+            self._counters.add("messages_postponed" if message.qos else "rejected_overflow")
 
     def clear(self) -> None:
         """Forget what waits: its connection is gone, and the broker sends it again."""
-        with self._changed:
-            self._waiting.clear()
+        self._inbox.clear()
 
     def work(self, messages: list[Incoming]) -> None:
         """Take messages in, in order, and acknowledge them.
@@ -125,7 +120,7 @@ class Intake:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            messages = self._take()
+            messages = self._inbox.take(MAX_BATCH)
             while messages and not self._stopping.is_set():
                 try:
                     self.work(messages)
@@ -139,18 +134,13 @@ class Intake:
                     self._stopping.wait(self._retry.next_delay_s())
                 except Exception:
                     messages = self._after_bug(messages)
-
-    def _take(self) -> list[Incoming]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._stopping.is_set())
-            number = min(len(self._waiting), MAX_BATCH)
-            return [self._waiting.popleft() for _ in range(number)]
+            if self._inbox.drained_after_overflow():
+                self._reconnect()
 
     def _after_bug(self, messages: list[Incoming]) -> list[Incoming]:
         """Find the message that a bug of ours breaks on, and do without it."""
         if len(messages) > 1:
-            with self._changed:
-                self._waiting.extendleft(reversed(messages[1:]))
+            self._inbox.put_back(messages[1:])
             return messages[:1]
         log.exception("a message is dropped: it breaks this program")
         self._counters.add("rejected_bug")

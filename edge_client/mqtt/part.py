@@ -27,6 +27,7 @@ PACKET_SLACK_BYTES = 64 * 1024
 MIN_LOOK_INTERVAL_S = 1.0
 COUNTED = (
     *("samples_received", "samples_accepted", "samples_unanswered", "labels_received"),
+    "messages_postponed",
     *("predictions_sent", "predictions_resent", "predictions_delivered"),
     *("predictions_not_taken", "predictions_unheard", "predictions_too_large"),
 )
@@ -58,6 +59,7 @@ class MqttPart:
         self._topics = topics
         self._look_now = look_now
         self._looked_at = float("-inf")
+        self._link = Link(config.broker, link_options(config, topics), self)
         self._counters = counters = Counters(*COUNTED)
         opened = OpenedLater(lambda: Outbox(path, config.outbox))
         self._outbox = cast("Outbox", opened)
@@ -72,9 +74,8 @@ class MqttPart:
             Predictor(serving, counters),
             counters,
             sent=self._sender.wake,
-            capacity=2 * config.broker.receive_maximum,
+            reconnect=self._link.reconnect,
         )
-        self._link = Link(config.broker, link_options(config, topics), self)
 
     @property
     def problem(self) -> str:

@@ -170,9 +170,10 @@ class Connection:
         """Send a message at QoS 1; return its number, by which the broker's answer names it."""
         return self._client.publish(topic, payload, qos=1, retain=retain).mid
 
-    def close(self) -> None:
-        """Ask for its end; the broker publishes our last will."""
-        reason = ReasonCode(PacketTypes.DISCONNECT, "Disconnect with will message")
+    def close(self, *, for_good: bool = True) -> None:
+        """Ask for its end; if it is for good, the broker publishes our last will."""
+        name = "Disconnect with will message" if for_good else "Normal disconnection"
+        reason = ReasonCode(PacketTypes.DISCONNECT, name)
         with suppress(OSError):
             self._client.disconnect(reason)
 

@@ -86,6 +86,12 @@ class Link:
         """Begin, in a thread."""
         self._thread.start()
 
+    def reconnect(self) -> None:
+        """End the connection and make another, on which unacknowledged messages come again."""
+        connection = self._connection
+        if connection is not None:
+            connection.close(for_good=False)
+
     def stop(self, timeout_s: float = CLOSE_S) -> None:
         """Say goodbye to the broker and wait for the thread to end."""
         with self._closing:

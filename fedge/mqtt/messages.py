@@ -19,6 +19,7 @@ class Incoming:
     Attributes:
         properties: MQTT v5 user properties; of several with one name the last.
         content_type: what the payload is, as its publisher says; or empty.
+        qos: of 0, the broker forgets it at once.
         acknowledge: tells the broker that it need not send the message again; harmless once the
             connection that brought it is gone.
     """
@@ -27,6 +28,7 @@ class Incoming:
     payload: bytes
     properties: Mapping[str, str] = field(default_factory=dict)
     content_type: str = ""
+    qos: int = 1
     acknowledge: Callable[[], None] = _nothing
 
 
@@ -42,5 +44,6 @@ def read_message(message: MQTTMessage, acknowledge: Callable[[], None]) -> Incom
         payload=bytes(message.payload),
         properties=dict(getattr(found, "UserProperty", ())),
         content_type=str(getattr(found, "ContentType", "")),
+        qos=message.qos,
         acknowledge=acknowledge if message.qos else _nothing,
     )

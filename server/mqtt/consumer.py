@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from fedge.backoff import Backoff
 from fedge.errors import StoreError
 from fedge.mqtt.connection import Connection, LinkOptions, Verdict
+from fedge.mqtt.inbox import Inbox
 from fedge.mqtt.link import Link
 from fedge.mqtt.messages import Incoming
 from fedge.mqtt.settings import BrokerConfig
@@ -55,10 +56,8 @@ class PredictionConsumer:
             client_id, [predictions_filter(fleet)], max_incoming_bytes=MAX_PREDICTION_BYTES
         )
         self._link = Link(config, options, self)
-        self._capacity = 2 * config.receive_maximum
         self._connection: Connection | None = None
-        self._waiting: deque[Incoming] = deque()
-        self._changed = threading.Condition()
+        self._inbox = Inbox()
         self._stopping = threading.Event()
         self._retry = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         self._thread = threading.Thread(target=self._run, name="predictions", daemon=True)
@@ -88,8 +87,7 @@ class PredictionConsumer:
         """End; what was not acknowledged comes again."""
         self._link.stop(timeout_s)
         self._stopping.set()
-        with self._changed:
-            self._changed.notify()
+        self._inbox.close()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -100,15 +98,11 @@ class PredictionConsumer:
     def on_down(self) -> None:
         """Forget what waits: it comes again."""
         self._connection = None
-        with self._changed:
-            self._waiting.clear()
+        self._inbox.clear()
 
     def on_message(self, message: Incoming) -> None:
         """Take a message without waiting."""
-        with self._changed:
-            if len(self._waiting) < self._capacity:
-                self._waiting.append(message)
-                self._changed.notify()
+        self._inbox.offer(message)
 
     def on_published(self, connection: Connection, number: int, verdict: Verdict) -> None:
         """Note where acknowledgements are refused, or every prediction comes again for ever."""
@@ -118,11 +112,7 @@ class PredictionConsumer:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._stopping.is_set())
-                self._changed.wait_for(self._stopping.is_set, GATHER_S)
-                number = min(len(self._waiting), MAX_BATCH)
-                messages = [self._waiting.popleft() for _ in range(number)]
+            messages = self._inbox.take(MAX_BATCH, GATHER_S)
             while messages and not self._stopping.is_set():
                 try:
                     self._work(messages)
@@ -138,6 +128,8 @@ class PredictionConsumer:
                     log.exception("keeping predictions failed; trying again")
                     self._store_problem = f"keeping predictions failed: {error!r}"
                     self._stopping.wait(self._retry.next_delay_s())
+            if self._inbox.drained_after_overflow():
+                self._link.reconnect()
 
     def _work(self, messages: list[Incoming]) -> None:
         predictions = [found for message in messages if (found := read_prediction(message))]

@@ -17,6 +17,7 @@ from edge_client.mqtt.settings import OutboxConfig, SchemaConfig
 from edge_client.sample_store import SampleDatabase
 from edge_client.settings import StoreConfig
 from fedge.errors import InvalidInput, ModelError, StoreError
+from fedge.mqtt.inbox import Inbox
 from fedge.mqtt.messages import Incoming
 
 DEADLINE_S = 30.0
@@ -41,6 +42,7 @@ class Bench:
         self.model = Model()
         self.counters = Counters()
         self.acknowledged: list[int] = []
+        self.num_reconnects = 0
         self.intake = Intake(
             SchemaConfig(shape=(2,)),
             "labels",
@@ -49,8 +51,12 @@ class Bench:
             Predictor(self.model, self.counters, clock=lambda: 1.0),
             self.counters,
             sent=lambda: None,
-            capacity=8,
+            reconnect=self._reconnect,
+            inbox=Inbox(max_messages=8),
         )
+
+    def _reconnect(self) -> None:
+        self.num_reconnects += 1
 
     def message(self, number: int, payload: Any, topic: str = "samples") -> Incoming:
         content = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
@@ -212,10 +218,20 @@ def test_a_message_that_breaks_us_is_dropped_and_the_others_are_not(
     assert bench.counters.snapshot()["rejected_bug_total"] == 1
 
 
-def test_what_waits_is_bounded_and_forgotten_with_its_connection(bench: Bench) -> None:
+def test_what_finds_no_room_is_asked_for_again_once_there_is_some(bench: Bench) -> None:
     for number in range(10):
         bench.intake.offer(bench.sample(number))
-    assert bench.counters.snapshot()["rejected_overflow_total"] == 2
+    assert bench.counters.snapshot()["messages_postponed_total"] == 2
+    bench.intake.start()
+    try:
+        _wait_until(lambda: bench.num_reconnects == 1)
+    finally:
+        bench.intake.stop()
+    assert bench.acknowledged == list(range(8))
+
+
+def test_what_waits_is_forgotten_with_its_connection(bench: Bench) -> None:
+    bench.intake.offer(bench.sample(1))
     bench.intake.clear()
     bench.intake.offer(bench.sample(99))
     bench.intake.start()
