@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test lint format protos convert-env clean
+.PHONY: help install demo test broker lint format protos convert-env profiles clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -28,8 +28,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/python -m simulation.demo
 
-test: install
+test: install broker
 	$(BIN)/python -m pytest
+
+# The MQTT tests start a mosquitto of their own: root gets it installed, anybody else is told. The
+# package would start a broker for everybody, which RUNLEVEL keeps it from; nothing here uses it.
+broker:
+	@PATH="$$PATH:/usr/sbin" command -v mosquitto > /dev/null || { \
+	  [ "$$(id -u)" = 0 ] || { echo "The tests start an MQTT broker of their own: sudo apt-get install mosquitto"; exit 1; }; \
+	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq mosquitto > /dev/null; }
 
 lint: install
 	$(BIN)/ruff check .
@@ -52,5 +59,16 @@ convert-env: .venv-convert/.installed
 	@.venv-convert/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[convert,server]' 2> .venv-convert/pip.log || { tail -n 20 .venv-convert/pip.log; exit 1; }
 	@touch $@
 
+# What a device has, each in an environment of its own: `infer` predicts with tflite-runtime and
+# without torch, `edge` trains too. tests/integration/test_profiles.py runs devices from them.
+profiles: .venv-infer/.installed .venv-edge/.installed
+
+.venv-infer/.installed: EXTRA := infer-tflite
+.venv-edge/.installed: EXTRA := edge
+.venv-infer/.installed .venv-edge/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRA)]' pytest pytest-timeout hypothesis 2> $(@D)/pip.log || { tail -n 20 $(@D)/pip.log; exit 1; }
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-convert build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-convert .venv-infer .venv-edge build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -20,6 +20,8 @@ MODULES = {
     "codec-accuracy": "benchmarks.codec_accuracy",
     "contention": "benchmarks.contention",
     "demo": "benchmarks.demo",
+    "infer-profile": "benchmarks.infer_profile",
+    "inference": "benchmarks.inference",
     "poison": "benchmarks.poison",
     "refine": "benchmarks.refine",
     "robust": "benchmarks.robust",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -79,18 +78,30 @@ def status(
 
 def _check(settings: EdgeConfig) -> str:
     """Load what the daemon and its training process would load; return one line."""
-    from edge_client.daemon import load_release_key
+    from edge_client.profile import (
+        describe_without_torch,
+        missing_for_training,
+        named_files,
+    )
+    from edge_client.release_public_key import load_release_key
     from fedge.task import load_task
     from fedge.tflite.runtime import interpreter_class
-    from fedge.weights import build_checked_model
 
     check_socket_path(settings.socket_path, "inference.socket")
     load_release_key(settings.registry.release_public_key)
+    if settings.mqtt.broker.address:
+        _ = settings.mqtt_topics
+    interpreter_class()
+    if missing_for_training():
+        description = describe_without_torch(settings)
+        found = named_files(settings) or (description and description.files)
+        what = f"the model of {settings.task.name}" if found else "no model of its own"
+        return f"configuration is fine: {what}, serving on {settings.socket_path}, not training"
+    from fedge.weights import build_checked_model
+
     task = load_task(settings.task.name, **settings.task.options)
     build_checked_model(task)
-    interpreter_class()
-    socket: Path = settings.socket_path
-    return f"configuration is fine: task {task.name}, serving on {socket}"
+    return f"configuration is fine: task {task.name}, serving on {settings.socket_path}"
 
 
 def main() -> None:

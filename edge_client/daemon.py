@@ -6,51 +6,47 @@ the device predicts, with a damaged ledger it predicts and does not train.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
-from pathlib import Path
-from typing import cast
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
-from edge_client.client_app import make_client_app
+from edge_client.batching import preparation
 from edge_client.crash_guard import CrashGuard
 from edge_client.crash_mark import CrashMark
 from edge_client.device_id import load_device_id
-from edge_client.held_weights import HeldWeights
 from edge_client.inference import Engine, Serving
-from edge_client.ledger import Account
-from edge_client.ledger_db import SqliteLedger
 from edge_client.local_voice import LocalVoice
 from edge_client.model_store import ModelStore, load_bundled
-from edge_client.node_identity import SessionFile, load_identity
 from edge_client.opened_later import OpenedLater
 from edge_client.operation import Operation
-from edge_client.participant import Participant, TrainedRound
-from edge_client.pending_message import PendingMessage
-from edge_client.personal_model import PersonalModel, compose_from
-from edge_client.process_figures import resident_bytes
-from edge_client.process_worker import ProcessWorker
+from edge_client.profile import (
+    describe_without_torch,
+    missing_for_training,
+    named_files,
+    training_problem,
+)
 from edge_client.readings_service import ReadingsServer
 from edge_client.registry_client import RegistryClient
-from edge_client.release_public_key import load_release_key as load_release_key
-from edge_client.replies import FileReplyStore
+from edge_client.release_public_key import load_release_key
+from edge_client.responsive import be_responsive
 from edge_client.rollout import Rollout
 from edge_client.sample_store import SampleDatabase
-from edge_client.service import DeviceStatus, InferenceService, serve
+from edge_client.service import DeviceStatus, InferenceService, serve, serve_address
 from edge_client.settings import EdgeConfig
 from edge_client.state_folder import StateFolder
-from edge_client.supernode import NodeLoop
+from edge_client.task_description import Description
 from edge_client.window_stream import WindowStream
-from edge_client.worker_frames import ProcessSettings
 from fedge.channels import check_socket_path
-from fedge.durable import append_line
-from fedge.errors import ConfigError, FedgeError, PrivacyError
-from fedge.flower_internals import NodeConnection
+from fedge.errors import FedgeError
 from fedge.service_manager import ServiceManager
-from fedge.task import EdgeFiles
 from fedge.windows import WindowSpec
+
+if TYPE_CHECKING:
+    from edge_client.learning import Learning
+    from edge_client.mqtt.part import MqttPart
 
 SERVICE_GRACE_S = 0.5
 
@@ -63,17 +59,14 @@ class Daemon:
     def __init__(self, config: EdgeConfig, manager: ServiceManager | None = None) -> None:
         self._config = config
         self._operation = Operation(manager or ServiceManager(), config.metrics_address)
-        self._num_rounds = 0
         self._folder = StateFolder(config.state_dir)
-        self._worker = ProcessWorker(ProcessSettings.of(config))
+        self._learning = None if missing_for_training() else _make_learning(config, self._folder)
+        self._serving = Serving(prepare=preparation(config.inference))
         self._registry: RegistryClient | None = None
         self._rollout: Rollout | None = None
-        self._node: NodeLoop | None = None
-        self._participant: Participant | None = None
-        self._ledger: SqliteLedger | None = None
-        self._personal: PersonalModel | None = None
         self._stream: WindowStream | None = None
-        self._problem = ""
+        self._mqtt: MqttPart | None = None
+        self._not_started = "mqtt: not started yet" if config.mqtt.broker.address else ""
 
     def run(self, stop: threading.Event) -> None:
         """Serve until the event is set; then end everything, in about a second.
@@ -87,7 +80,8 @@ class Daemon:
             path, store = self._config.samples_path, self._config.store
             opened = stack.enter_context(OpenedLater(lambda: SampleDatabase(path, store)))
             samples = cast("SampleDatabase", opened)
-            self._start_worker(stack, stop)
+            if self._learning is not None:
+                self._learning.start_process(stack, stop)
             try:
                 self._start(stack, samples)
             except FedgeError:
@@ -97,34 +91,16 @@ class Daemon:
             self._operation.stopping()
             _log.info("stopping")
 
-    def _start_worker(self, stack: ExitStack, stop: threading.Event) -> None:
-        """Start the child; a stop ends it at once, so that nothing waits for it."""
-        self._worker.start()
-        stack.callback(self._worker.stop)
-
-        def end_with_daemon() -> None:
-            stop.wait()
-            self._worker.stop()
-
-        threading.Thread(target=end_with_daemon, name="stop-training", daemon=True).start()
-
     def _start(self, stack: ExitStack, samples: SampleDatabase) -> None:
         config = self._config
-        key = load_release_key(config.registry.release_public_key)
-        replies, num_threads = FileReplyStore(self._folder.replies), config.inference.num_threads
-        keep_versions, compose = config.registry.keep_versions, compose_from(replies)
-        store = ModelStore(self._folder.models, key, keep_versions, compose=compose)
-        serving = Serving()
-        rollout = self._open_models(stack, store, serving, samples)
-        self._personal = PersonalModel(replies, store, serving, num_threads)
-        server = serve(
-            InferenceService(
-                serving, samples, self.status, self._operation.metrics.latency.observe
-            ),
-            config.socket_path,
-            config.inference,
+        store = ModelStore(
+            self._folder.models,
+            load_release_key(config.registry.release_public_key),
+            config.registry.keep_versions,
+            compose=None if self._learning is None else self._learning.open_replies(),
         )
-        stack.callback(lambda: server.stop(SERVICE_GRACE_S).wait())
+        rollout = self._rollout = self._open_models(stack, store, samples)
+        self._serve(stack, samples)
         self._registry = RegistryClient(
             config.registry,
             rollout,
@@ -133,22 +109,20 @@ class Daemon:
         )
         self._registry.start()
         stack.callback(self._registry.stop)
-        self._stream = WindowStream(self._load_windows, serving, samples)
-        readings = ReadingsServer(self._stream, self._folder.readings_socket)
-        readings.start()
-        stack.callback(readings.stop, SERVICE_GRACE_S)
-        self._start_node(stack, replies)
-        self._watch_over(stack, serving, samples)
+        self._take_readings(stack, samples)
+        self._start_mqtt(stack, samples, self._registry.look_now)
+        if self._learning is not None:
+            self._learning.start(stack, store, self._serving)
+        self._watch_over(stack, samples)
+        be_responsive()
         _log.info("ready on %s", config.socket_path)
 
-    def _open_models(
-        self, stack: ExitStack, store: ModelStore, serving: Serving, samples: SampleDatabase
-    ) -> Rollout:
+    def _open_models(self, stack: ExitStack, store: ModelStore, samples: SampleDatabase) -> Rollout:
         """Serve what is stored, else the model as shipped, else wait for a first version."""
         models = self._config.models
         rollout = Rollout(
             store,
-            serving,
+            self._serving,
             models,
             guard=CrashGuard(self._folder.models, models.max_crashes, models.max_kills),
             voice=LocalVoice(samples, models),
@@ -161,78 +135,80 @@ class Daemon:
         rollout.open(crashed=mark.take())
         rollout.start()
         stack.callback(rollout.stop)
-        self._rollout = rollout
         return rollout
 
     def _load_shipped(self) -> Engine | None:
-        description = self._worker.describe()
-        if not description.template:
-            _log.warning("task %s ships no model: waiting for a first version", description.name)
+        files = named_files(self._config)
+        if files is None and self._description is not None:
+            files = self._description.files
+        if files is None:
+            _log.warning("%s ships no model: waiting for a first version", self._config.task.name)
             return None
-        files = EdgeFiles(Path(description.template), Path(description.plan))
         return load_bundled(files, self._config.inference.num_threads)
 
-    def _load_windows(self) -> WindowSpec | None:
-        windows = self._worker.describe().windows
-        return WindowSpec.from_json(windows) if windows else None
+    @cached_property
+    def _description(self) -> Description | None:
+        """The task, as the child says that runs its code, where there is torch to run it with."""
+        if self._learning is None:
+            return describe_without_torch(self._config)
+        return self._learning.describe()
 
-    def _start_node(self, stack: ExitStack, replies: FileReplyStore) -> None:
-        """Take part in training, if a SuperLink is configured and the ledger is whole."""
-        node = self._config.node
-        if not node.superlink:
-            return
-        try:
-            self._ledger = SqliteLedger(self._folder.ledger)
-            stack.callback(self._ledger.close)
-            identity = load_identity(self._folder.path)
-        except (PrivacyError, ConfigError) as error:
-            _log.error("%s", error)
-            self._problem = str(error)
-            return
-        participant = Participant(
-            self._worker,
-            self._ledger,
-            replies,
-            self._config.privacy,
-            held=HeldWeights(),
-            journal=self._note_round,
+    def _serve(self, stack: ExitStack, samples: SampleDatabase) -> None:
+        """Serve on the socket and, where it is configured, on an address."""
+        config = self._config.inference
+        service = InferenceService(
+            self._serving,
+            samples,
+            self.status,
+            self._operation.metrics.latency.observe,
+            max_rows=config.max_rows,
         )
-        self._participant = participant
-        self._node = NodeLoop(
-            lambda known: NodeConnection(
-                node.superlink, identity, ca=node.tls.ca, known_node_id=known
-            ),
-            make_client_app(lambda _: participant),
-            poll_interval_s=node.poll_interval_s,
-            reconnect_max_s=node.reconnect_max_s,
-            session=SessionFile(self._folder.path),
-            pending=PendingMessage(self._folder.path),
-        )
-        self._node.start()
-        stack.callback(self._node.stop)
+        servers = [serve(service, self._config.socket_path, config)]
+        stack.callback(lambda: [each.wait() for each in [s.stop(SERVICE_GRACE_S) for s in servers]])
+        if config.address:
+            servers.append(serve_address(service, config)[0])
 
-    def _watch_over(self, stack: ExitStack, serving: Serving, samples: SampleDatabase) -> None:
+    def _take_readings(self, stack: ExitStack, samples: SampleDatabase) -> None:
+        """Cut a sensor's readings into windows, if the task has any."""
+
+        def load() -> WindowSpec | None:
+            return None if self._description is None else self._description.window_spec
+
+        self._stream = WindowStream(load, self._serving, samples)
+        readings = ReadingsServer(self._stream, self._folder.readings_socket)
+        readings.start()
+        stack.callback(readings.stop, SERVICE_GRACE_S)
+
+    def _start_mqtt(
+        self, stack: ExitStack, samples: SampleDatabase, look_now: Callable[[], None]
+    ) -> None:
+        """Take samples and send predictions over MQTT, if a broker is configured."""
+        config = self._config.mqtt
+        if not config.broker.address:
+            return
+        from edge_client.mqtt.part import MqttPart  # a device without MQTT needs no paho
+
+        topics, outbox = self._config.mqtt_topics, self._folder.outbox
+        self._mqtt = MqttPart(config, topics, outbox, self._serving, samples, look_now)
+        self._mqtt.start()
+        stack.callback(self._mqtt.stop)
+
+    def _watch_over(self, stack: ExitStack, samples: SampleDatabase) -> None:
         """Gather the parts' numbers and signs of life, and begin to check."""
         metrics, pulses = self._operation.metrics, self._operation.pulses
-        metrics.add("samples", lambda: _sample_figures(samples))
-        metrics.add("daemon-parts", self._figures, prefix="")
-        loops = {"node": self._node, "registry": self._registry}
-        pulses.update({name: loop.pulse for name, loop in loops.items() if loop is not None})
-        self._operation.start(stack, serving, self._config.socket_path, self._describe)
+        if self._mqtt is not None:
+            metrics.add("mqtt", self._mqtt.snapshot)
+        metrics.add("samples", lambda: samples.figures().snapshot())
+        metrics.add("registry", self._registry_figures)
+        if self._learning is not None:
+            metrics.add("learning", self._learning.snapshot, prefix="")
+        loops = {"node": self._learning, "registry": self._registry}
+        found = {name: loop.pulse for name, loop in loops.items() if loop is not None}
+        pulses.update({name: pulse for name, pulse in found.items() if pulse is not None})
+        self._operation.start(stack, self._serving, self._config.socket_path, self._describe)
 
-    def _figures(self) -> dict[str, float]:
-        figures = {
-            "registry_connected": float(self._registry is not None and self._registry.connected),
-            "node_connected": float(self._node is not None and self._node.connected),
-            "training_rounds_total": float(self._num_rounds),
-        }
-        account, resident = self._account(), resident_bytes(self._worker.pid or 0)
-        if account is not None:
-            figures["privacy_epsilon_spent"] = account.epsilon
-            figures["privacy_epsilon_left"] = self._config.privacy.epsilon - account.epsilon
-        if resident is not None:
-            figures["training_resident_memory_bytes"] = float(resident)
-        return figures
+    def _registry_figures(self) -> dict[str, float]:
+        return {"connected": float(self._registry is not None and self._registry.connected)}
 
     def _describe(self) -> str:
         """Return one line for the service manager."""
@@ -244,13 +220,13 @@ class Daemon:
 
     def status(self) -> DeviceStatus:
         """Return how this device is."""
-        problems = [self._problem, self._operation.problem, self._worker.problem]
-        problems += [part.problem for part in (self._node, self._participant) if part is not None]
-        parts = (self._stream, self._registry, self._rollout)
+        parts = (self._operation, self._learning, self._stream, self._registry, self._rollout)
+        mqtt_problem = self._not_started if self._mqtt is None else self._mqtt.problem
+        problems = [training_problem(self._config), mqtt_problem]
         problems += [part.problem for part in parts if part is not None]
-        account = self._account()
+        account = None if self._learning is None else self._learning.account
         return DeviceStatus(
-            connected=self._node is not None and self._node.connected,
+            connected=self._learning is not None and self._learning.connected,
             problem="; ".join(problem for problem in problems if problem),
             epsilon=None if account is None else account.epsilon,
             delta=None if account is None else account.delta,
@@ -258,32 +234,9 @@ class Daemon:
             figures=self._operation.metrics.snapshot(),
         )
 
-    def _account(self) -> Account | None:
-        """Return what was spent; None without DP, or while the ledger cannot be read."""
-        privacy = self._config.privacy
-        if not privacy.enabled or self._ledger is None:
-            return None
-        try:
-            return self._ledger.account() or Account(0.0, privacy.delta)
-        except PrivacyError:
-            return None
 
-    def _note_round(self, trained: TrainedRound) -> None:
-        self._num_rounds += 1
-        try:
-            append_line(self._folder.rounds, json.dumps(asdict(trained)))
-        except OSError as error:
-            _log.warning("cannot note a round in %s: %s", self._folder.rounds, error.strerror)
-        if self._personal is not None:
-            self._personal.refresh(trained.run)
+def _make_learning(config: EdgeConfig, folder: StateFolder) -> Learning:
+    # The `infer` profile has not what this imports.
+    from edge_client.learning import Learning
 
-
-def _sample_figures(samples: SampleDatabase) -> dict[str, float]:
-    figures = samples.figures()
-    return {
-        "labelled": figures.labelled,
-        "unlabelled": figures.unlabelled,
-        "bytes": figures.size_bytes,
-        "waiting_labels": figures.waiting_labels,
-        "duplicates_total": figures.duplicates,
-    }
+    return Learning(config, folder)

@@ -7,11 +7,13 @@ however many swaps happen meanwhile. Neither torch nor Flower is imported here.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ from fedge.errors import ModelError
 from fedge.tflite.runner import Runner
 
 Array = npt.NDArray[Any]
+_LARGEST_DOT = 8192  # beyond it OpenBLAS would start threads of its own
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,7 @@ class Version:
     digest: str
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """An answer and the one version that gave it.
 
     Attributes:
@@ -50,8 +52,31 @@ class Prediction:
     latency_us: float
 
 
+class Predictor(Protocol):
+    """What answers with one version: an `Engine`, or what stands before one."""
+
+    @property
+    def version(self) -> Version:
+        """The version of every answer."""
+        ...
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        ...
+
+    def predict(self, inputs: Array) -> Array:
+        """Return the output of one example, or the outputs of a batch; see `Engine.predict`."""
+        ...
+
+
 class Engine:
     """One model version, safe across threads: requests take turns in its interpreter.
+
+    Attributes:
+        input_shape: of one example.
+        input_dtype: of the input.
+        batch_sizes: how many examples one call of the runtime can take, largest first.
 
     Raises:
         ModelError: no runtime is installed, or it refuses the model.
@@ -60,27 +85,18 @@ class Engine:
     def __init__(self, model: bytes, version: Version, num_threads: int = 1) -> None:
         self.version = version
         self._runner = Runner(model, num_threads)
-        self._lock = threading.Lock()
+        self.input_shape: tuple[int, ...] = self._runner.input_shape
+        self.input_dtype: np.dtype[Any] = self._runner.input_dtype
+        self.batch_sizes: tuple[int, ...] = self._runner.batch_sizes
+        self._is_float = self.input_dtype.kind == "f"
+        self._turns = _Turns()
         # The first call plans memory and packs weights; no request should wait for that.
         self._runner.run_one(np.zeros(self.input_shape, self.input_dtype))
 
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
-        return self._runner.input_shape
-
-    @property
-    def input_dtype(self) -> np.dtype[Any]:
-        """Dtype of the input."""
-        return self._runner.input_dtype
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """How many examples one call of the runtime can take, largest first."""
-        return self._runner.batch_sizes
-
     def predict(self, inputs: Array) -> Array:
         """Return the output of one example, or the outputs ``[B, ...]`` of a batch.
+
+        Others' requests take their turns between the parts of a long batch.
 
         Args:
             inputs: one example of `input_shape`, or a batch with a leading dimension.
@@ -88,22 +104,83 @@ class Engine:
         Raises:
             InvalidInput: wrong shape or dtype, NaN or Inf; says what was expected.
         """
-        self._check(inputs)
-        with self._lock:
-            if inputs.shape == self._runner.input_shape:
+        self.check(inputs)
+        if inputs.shape == self.input_shape:
+            with self._turns:
                 return self._runner.run_one(inputs)
-            return self._runner.run(inputs)
+        runner = self._runner
+        outputs = np.empty((len(inputs), *runner.output_shape), runner.output_dtype)
+        for part in runner.parts(len(inputs)):
+            with self._turns:
+                outputs[part] = runner.run_part(inputs[part])
+        return outputs
 
-    def _check(self, inputs: Array) -> None:
-        shape, dtype = self._runner.input_shape, self._runner.input_dtype
+    def check(self, inputs: Any) -> None:
+        """Let nothing but finite numbers of the model's shape and dtype pass.
+
+        Raises:
+            InvalidInput: says what was expected.
+        """
+        if not isinstance(inputs, np.ndarray):
+            raise InvalidInput(f"input: expected a numpy array, got {type(inputs).__name__}")
+        shape = self.input_shape
         if inputs.shape != shape and inputs.shape[1:] != shape:
             raise InvalidInput(
                 f"input: expected shape {list(shape)} or {['B', *shape]}, got {list(inputs.shape)}"
             )
-        if inputs.dtype != dtype:
-            raise InvalidInput(f"input: expected {dtype.name}, got {inputs.dtype.name}")
-        if dtype.kind == "f" and not np.isfinite(inputs).all():
+        if inputs.dtype != self.input_dtype:
+            raise InvalidInput(f"input: expected {self.input_dtype.name}, got {inputs.dtype.name}")
+        if self._is_float and not is_finite(inputs):
             raise InvalidInput("input: expected finite numbers, got NaN or Inf")
+
+
+class _Turns:
+    """A lock that those who wait get in the order in which they came.
+
+    A plain lock goes to whoever asks when it is free: mostly to the thread that has just released
+    it, which still holds the interpreter's lock. With eight threads on a 65 us model that made p99
+    five times what it is in order.
+    """
+
+    __slots__ = ("_changing", "_is_taken", "_waiting")
+
+    def __init__(self) -> None:
+        self._changing = threading.Lock()
+        self._is_taken = False
+        self._waiting: deque[threading.Lock] = deque()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._waiting)
+
+    def __enter__(self) -> None:
+        with self._changing:
+            if not self._is_taken:
+                self._is_taken = True
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        turn.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with self._changing:
+            if self._waiting:
+                self._waiting.popleft().release()  # it stays taken, by the next
+            else:
+                self._is_taken = False
+
+
+def is_finite(values: Array) -> bool:
+    """Tell whether a float array holds neither NaN nor Inf.
+
+    The sum of squares is finite only if every value is, and takes half the time of asking for
+    each; where it is not, large values may have overflowed, so each is asked.
+    """
+    if values.size <= _LARGEST_DOT and math.isfinite(np.vdot(values, values)):
+        return True
+    return bool(np.isfinite(values).all())
 
 
 class Serving:
@@ -111,10 +188,21 @@ class Serving:
 
     Args:
         engine: None where a device starts without any model and waits for its first version.
+        prepare: returns what stands before each engine that serves, such as a `MicroBatcher`;
+            None has nothing there.
     """
 
-    def __init__(self, engine: Engine | None = None) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        engine: Engine | None = None,
+        *,
+        prepare: Callable[[Engine], Predictor] | None = None,
+    ) -> None:
+        self._prepare = prepare
+        self._plain: Engine | None = None
+        self._engine: Predictor | None = None
+        if engine is not None:
+            self._put(engine)
         self._reloading = threading.Lock()
         self._counting = threading.Lock()
         self._num_predictions = 0
@@ -123,8 +211,8 @@ class Serving:
 
     @property
     def engine(self) -> Engine | None:
-        """The engine that the next request gets; None while there is no model yet."""
-        return self._engine
+        """The engine behind what the next request gets; None while there is no model yet."""
+        return self._plain
 
     @property
     def version(self) -> Version:
@@ -170,14 +258,14 @@ class Serving:
         Raises:
             ModelError: the runtime fails.
         """
-        engine = self._engine
-        if engine is not None:
-            engine.predict(np.zeros(engine.input_shape, engine.input_dtype))
+        engine, plain = self._engine, self._plain
+        if engine is not None and plain is not None:
+            engine.predict(np.zeros(plain.input_shape, plain.input_dtype))
         return engine is not None
 
     def swap(self, engine: Engine) -> None:
         """Let another engine answer from the next request on; those under way finish first."""
-        self._engine = engine
+        self._put(engine)
         with self._counting:
             self._num_swaps += 1
 
@@ -210,7 +298,11 @@ class Serving:
             self._num_predictions += 1
         return Prediction(output, engine.version, latency_us)
 
-    def _current(self) -> Engine:
+    def _put(self, engine: Engine) -> None:
+        self._plain = engine
+        self._engine = engine if self._prepare is None else self._prepare(engine)
+
+    def _current(self) -> Predictor:
         engine = self._engine
         if engine is None:
             raise ModelError(

@@ -11,7 +11,6 @@ from edge_client.settings import TrainingProcessConfig, parse_cores
 from fedge.errors import ConfigError
 
 MIB = 1 << 20
-_AUTOGROUP = Path("/proc/self/autogroup")
 _OUT_OF_MEMORY_SCORE = Path("/proc/self/oom_score_adj")
 _FIRST_TO_END = "1000"
 _STATUS = Path("/proc/self/status")
@@ -30,11 +29,6 @@ def step_back(config: TrainingProcessConfig) -> None:
         ConfigError: the machine has none of the cores.
     """
     os.nice(config.nice)
-    if os.getsid(0) == os.getpid():
-        # Where the kernel groups tasks by session (autogroup), niceness counts within a session
-        # alone, and this process has one of its own: the session must be nice too.
-        with contextlib.suppress(OSError):
-            _AUTOGROUP.write_text(str(config.nice))
     with contextlib.suppress(OSError):  # a machine short of memory ends this process first
         _OUT_OF_MEMORY_SCORE.write_text(_FIRST_TO_END)
     cores = training_cores(config, os.sched_getaffinity(0))

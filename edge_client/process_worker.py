@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from edge_client.framing import receive_frame, send_frame
+from edge_client.task_description import Description
 from edge_client.worker import Ask, Proposal, Trained
 from edge_client.worker_frames import (
-    Description,
     ProcessSettings,
     ask_to_json,
     error_from_json,
@@ -231,7 +231,9 @@ class ProcessWorker:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **QUIET_ENVIRONMENT, **_thread_limits(self._settings)},
-                start_new_session=True,
+                # A group of its own, so that Ctrl-C passes it by, but the daemon's session: where
+                # Linux shares time by session (autogroups), `nice` counts within one alone.
+                process_group=0,
             )
         except OSError as error:
             ours.close()

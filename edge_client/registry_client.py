@@ -15,12 +15,12 @@ from typing import Any
 
 import grpc
 
-from edge_client.backoff import Backoff
 from edge_client.model_store import blobs_of
 from edge_client.outcomes import Fate, Outcome
 from edge_client.pulse import Pulse
 from edge_client.rollout import Rollout
 from edge_client.settings import RegistryClientConfig
+from fedge.backoff import Backoff
 from fedge.channels import client_channel, map_rpc_error
 from fedge.chunks import join_chunks
 from fedge.errors import FedgeError, ModelError, TransportError
@@ -72,6 +72,7 @@ class RegistryClient:
         self._node = node
         self._backoff = backoff or Backoff(FIRST_DELAY_S, LONGEST_DELAY_S)
         self._stopping = threading.Event()
+        self._look = threading.Event()
         self._connecting = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._thread = threading.Thread(target=self._run, name="registry-client", daemon=True)
@@ -99,9 +100,14 @@ class RegistryClient:
         if self._config.address:
             self._thread.start()
 
+    def look_now(self) -> None:
+        """Connect again now, if there is no connection, in place of waiting any longer."""
+        self._look.set()
+
     def stop(self, timeout_s: float = 1.0) -> None:
         """Cancel what is under way and wait for the thread to end."""
         self._stopping.set()
+        self._look.set()
         with self._connecting:
             if self._channel is not None:
                 self._channel.close()  # cancels the calls on it
@@ -123,7 +129,8 @@ class RegistryClient:
                     self._report_link(error)
             self._connected = False
             self.pulse.beat(None)
-            self._stopping.wait(self._backoff.next_delay_s())
+            self._look.wait(self._backoff.next_delay_s())
+            self._look.clear()
 
     def _watch(self) -> None:
         """Take every version of one connection; returns only by raising, or when stopped."""

@@ -69,6 +69,16 @@ class StoreFigures:
     duplicates: int
     sources: dict[str, SeenSequences]
 
+    def snapshot(self) -> dict[str, float]:
+        """Return what the metrics page shows of it."""
+        return {
+            "labelled": self.labelled,
+            "unlabelled": self.unlabelled,
+            "bytes": self.size_bytes,
+            "waiting_labels": self.waiting_labels,
+            "duplicates_total": self.duplicates,
+        }
+
 
 def split_position(sample_id: str) -> float:
     """Return where an id lies in [0, 1): below the holdout fraction it is held out for ever."""

@@ -85,4 +85,8 @@ _SECOND: Migration = (
     ) WITHOUT ROWID""",
 )
 
-MIGRATIONS = (_FIRST, _SECOND)
+# `seen` holds stretches of numbers in place of a window of bits; ids still keep a sample from being
+# stored twice.
+_THIRD: Migration = ("DELETE FROM sources",)
+
+MIGRATIONS = (_FIRST, _SECOND, _THIRD)

@@ -1,19 +1,21 @@
-"""Which numbers of a numbered source have come before: constant memory, durable, in any order.
+"""Which numbers of a numbered source have come before: bounded memory, durable, in any order.
 
-A source numbers what it sends. What is remembered of it is the newest number and, of the numbers
-just below, which of them came. So a sample that is delivered again is known even after the sample
-itself made room. A number further back than the window counts as one that came.
+A source numbers what it sends. What is remembered of it is the stretches of numbers that came. So a
+sample that is delivered again is known even after the sample itself made room, and one that is
+delivered late is not taken for another, however much later: a broker whose client was away has been
+seen to deliver new messages before thousands of older ones.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
+import struct
+from bisect import bisect_right
+from dataclasses import dataclass, field
 
-WINDOW = 4096
+MAX_STRETCHES = 1024
 MAX_SOURCES = 1024
 MAX_SEQUENCE = 2**63 - 1  # what SQLite can hold
-_WINDOW_MASK = (1 << WINDOW) - 1
 
 
 @dataclass
@@ -21,39 +23,67 @@ class SeenSequences:
     """The numbers of one source.
 
     Attributes:
-        first: the number that came first.
-        newest: the largest.
-        seen: bit i is set if ``newest - i`` came, i below `WINDOW`.
+        starts, ends: first and last number of each stretch that came, in order. Beyond
+            `MAX_STRETCHES` the gap between the two lowest closes, and counts as numbers that came.
+        first: the smallest number that came.
         received: numbers that came, each counted once.
-        duplicates: how often one came again, or too late to tell.
+        duplicates: how often one came again.
     """
 
-    first: int
-    newest: int
-    seen: int = 1
-    received: int = 1
+    starts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    first: int = 0
+    received: int = 0
     duplicates: int = 0
 
     def note(self, sequence: int) -> bool:
         """Note a number; returns whether it is new."""
-        behind = self.newest - sequence
-        if behind >= WINDOW or (behind >= 0 and self.seen >> behind & 1):
+        after = bisect_right(self.starts, sequence)  # of the first stretch beyond it
+        if after and sequence <= self.ends[after - 1]:
             self.duplicates += 1
             return False
-        if behind >= 0:
-            self.seen |= 1 << behind
+        joins_left = after > 0 and self.ends[after - 1] == sequence - 1
+        joins_right = after < len(self.starts) and self.starts[after] == sequence + 1
+        if joins_left and joins_right:
+            self.ends[after - 1] = self.ends.pop(after)
+            del self.starts[after]
+        elif joins_left:
+            self.ends[after - 1] = sequence
+        elif joins_right:
+            self.starts[after] = sequence
         else:
-            # Shifting a window further than its own length would only take memory.
-            self.seen = ((self.seen << min(-behind, WINDOW)) | 1) & _WINDOW_MASK
-            self.newest = sequence
-        self.first = min(self.first, sequence)
+            self.starts.insert(after, sequence)
+            self.ends.insert(after, sequence)
+            self._close_lowest_gap()
+        self.first = sequence if self.received == 0 else min(self.first, sequence)
         self.received += 1
         return True
+
+    @property
+    def newest(self) -> int:
+        """The largest number that came."""
+        return self.ends[-1]
 
     @property
     def missing(self) -> int:
         """Numbers between the first and the newest that have not come."""
         return self.newest - self.first + 1 - self.received
+
+    def pack(self) -> bytes:
+        """Return the stretches for a database."""
+        return struct.pack(f"<{2 * len(self.starts)}q", *self.starts, *self.ends)
+
+    @classmethod
+    def unpack(cls, content: bytes, first: int, received: int, duplicates: int) -> SeenSequences:
+        """Return what `pack` was called on."""
+        values = list(struct.unpack(f"<{len(content) // 8}q", content))
+        middle = len(values) // 2
+        return cls(values[:middle], values[middle:], first, received, duplicates)
+
+    def _close_lowest_gap(self) -> None:
+        if len(self.starts) > MAX_STRETCHES:
+            del self.starts[1]
+            del self.ends[0]
 
 
 class SourceBook:
@@ -71,9 +101,8 @@ class SourceBook:
         """Note a number of a source; returns whether it is new."""
         known = self._open.get(source) or self._read(source)
         if known is None:
-            self._open[source] = SeenSequences(sequence, sequence)
+            known = SeenSequences()
             self._grown = True
-            return True
         self._open[source] = known
         return known.note(sequence)
 
@@ -89,7 +118,7 @@ class SourceBook:
                     source,
                     known.first,
                     known.newest,
-                    known.seen.to_bytes(WINDOW // 8, "little").rstrip(b"\0"),
+                    known.pack(),
                     known.received,
                     known.duplicates,
                     heard + 1,
@@ -109,13 +138,10 @@ class SourceBook:
 
     def _read(self, source: str) -> SeenSequences | None:
         row = self._connection.execute(
-            "SELECT first, newest, seen, received, duplicates FROM sources WHERE source = ?",
+            "SELECT seen, first, received, duplicates FROM sources WHERE source = ?",
             (source,),
         ).fetchone()
-        if row is None:
-            return None
-        first, newest, seen, received, duplicates = row
-        return SeenSequences(first, newest, int.from_bytes(seen, "little"), received, duplicates)
+        return None if row is None else SeenSequences.unpack(*row)
 
 
 def read_sources(connection: sqlite3.Connection) -> dict[str, SeenSequences]:

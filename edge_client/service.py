@@ -1,13 +1,14 @@
-"""The local prediction service: gRPC on a Unix socket, for programs on this device."""
+"""The prediction service: gRPC on a Unix socket for this device, over TCP where configured."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -15,7 +16,7 @@ from edge_client.inference import Array, Serving
 from edge_client.sample_store import SampleDatabase
 from edge_client.settings import InferenceConfig
 from edge_client.tensors import make_tensor, read_tensor
-from fedge.channels import add_address, make_server
+from fedge.channels import add_address, bearer_token_interceptor, make_server, read_token
 from fedge.errors import (
     FedgeError,
     InvalidInput,
@@ -25,7 +26,7 @@ from fedge.errors import (
     UnknownSample,
 )
 from fedge.protocol import PROTOCOL_VERSION
-from fedge.settings import TlsConfig
+from fedge.settings import TlsConfig, split_address
 from protos.fedge.v1 import inference_pb2, inference_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     Args:
         status: called for each Status request, in its thread.
         observe: told the latency of each answer, in µs.
+        max_rows: examples in one request at most.
     """
 
     def __init__(
@@ -79,11 +81,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         samples: SampleDatabase,
         status: Callable[[], DeviceStatus],
         observe: Callable[[float], None] = lambda _: None,
+        *,
+        max_rows: int = InferenceConfig.max_rows,
     ) -> None:
         self._observe = observe
         self._serving = serving
         self._samples = samples
         self._status = status
+        self._max_rows = max_rows
         self._streams = threading.BoundedSemaphore(MAX_STREAMS)
         self._store_problem = ""
 
@@ -99,7 +104,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         request_iterator: Iterator[inference_pb2.PredictRequest],
         context: grpc.ServicerContext,
     ) -> Iterator[inference_pb2.PredictResponse]:
-        """Answer request by request, in order; a bad one ends the stream."""
+        """Answer request by request, in order; one that has no answer gets an error in place."""
         if not self._streams.acquire(blocking=False):
             context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -109,9 +114,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             self._streams.release()  # the caller is gone already
             return
         for request in request_iterator:
-            with _answering(context):
-                response = self._predict(request)
-            yield response
+            yield self._predict_or_say_why_not(request)
 
     def Label(  # noqa: N802
         self, request: inference_pb2.LabelRequest, context: grpc.ServicerContext
@@ -145,6 +148,17 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             figures=device.figures,
         )
 
+    def _predict_or_say_why_not(
+        self, request: inference_pb2.PredictRequest
+    ) -> inference_pb2.PredictResponse:
+        try:
+            return self._predict(request)
+        except FedgeError as error:
+            number, _ = _code_of(error).value
+            return inference_pb2.PredictResponse(
+                error=inference_pb2.PredictError(code=number, message=str(error))
+            )
+
     def _predict(self, request: inference_pb2.PredictRequest) -> inference_pb2.PredictResponse:
         inputs = read_tensor(request.input, "input")
         if request.sample_id and inputs.shape != self._serving.input_shape:
@@ -152,6 +166,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
                 f"input: a sample_id names one example, expected shape "
                 f"{list(self._serving.input_shape)}, got {list(inputs.shape)}"
             )
+        self._check_rows(inputs)
         prediction = self._serving.predict(inputs)
         self._observe(prediction.latency_us)
         if request.sample_id:
@@ -162,6 +177,15 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             model=inference_pb2.ModelVersion(round=version.round, digest=version.digest),
             latency_us=prediction.latency_us,
         )
+
+    def _check_rows(self, inputs: Array) -> None:
+        if inputs.ndim == 0 or len(inputs) <= self._max_rows:
+            return
+        if inputs.shape[1:] == self._serving.input_shape:
+            raise InvalidInput(
+                f"input: expected at most {self._max_rows} examples in one request "
+                f"(inference.max_rows), got {len(inputs)}"
+            )
 
     def _keep(self, sample_id: str, inputs: Array) -> None:
         try:
@@ -200,11 +224,45 @@ def serve(service: InferenceService, path: Path, config: InferenceConfig) -> grp
     Raises:
         ConfigError: the socket cannot be used, or another daemon serves on it.
     """
-    server = make_server(NUM_HANDLERS, max_concurrent=NUM_HANDLERS + config.max_waiting)
-    inference_pb2_grpc.add_InferenceServicer_to_server(service, server)
+    server = _make(service, config)
     add_address(server, f"unix:{path}", TlsConfig(), key="inference.socket")
     server.start()
     log.info("serving predictions on %s", path)
+    return server
+
+
+def serve_address(service: InferenceService, config: InferenceConfig) -> tuple[grpc.Server, int]:
+    """Return a running server of the service on ``config.address``, and its port.
+
+    It has handlers and a queue of its own, so that callers from elsewhere cannot fill the
+    socket's.
+
+    Raises:
+        ConfigError: the address is taken, or the token or a certificate cannot be read.
+    """
+    key = "inference.token_file"
+    token = [] if config.token_file is None else [read_token(config.token_file, key)]
+    server = _make(service, config, [bearer_token_interceptor(each) for each in token])
+    port = add_address(server, config.address, config.tls, key="inference.address")
+    server.start()
+    host, _ = split_address(config.address, "inference.address")
+    log.info("serving predictions on %s:%d", host, port)
+    return server, port
+
+
+def _make(
+    service: InferenceService,
+    config: InferenceConfig,
+    interceptors: Sequence[grpc.ServerInterceptor[Any, Any]] = (),
+) -> grpc.Server:
+    num_handlers = max(NUM_HANDLERS, config.max_batch)  # else no batch could fill
+    server = make_server(
+        num_handlers,
+        interceptors=interceptors,
+        max_concurrent=num_handlers + config.max_waiting,
+        max_request_bytes=config.max_request_bytes,
+    )
+    inference_pb2_grpc.add_InferenceServicer_to_server(service, server)
     return server
 
 
@@ -214,5 +272,9 @@ def _answering(context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
     except FedgeError as error:
-        codes = (code for kind, code in _CODES if isinstance(error, kind))
-        context.abort(next(codes, grpc.StatusCode.INTERNAL), str(error))
+        context.abort(_code_of(error), str(error))
+
+
+def _code_of(error: FedgeError) -> grpc.StatusCode:
+    codes = (code for kind, code in _CODES if isinstance(error, kind))
+    return next(codes, grpc.StatusCode.INTERNAL)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from datetime import time
 from pathlib import Path
 
+from edge_client.mqtt.settings import MqttConfig
 from fedge.config import limited
 from fedge.errors import ConfigError
+from fedge.mqtt.topics import DeviceTopics
 from fedge.settings import PrivacyConfig, TaskConfig, TlsConfig, is_loopback, split_address
 
 _CORE_SPAN = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
@@ -90,12 +92,45 @@ class InferenceConfig:
 
     Attributes:
         socket: Unix socket; empty takes ``state_dir/inference.sock``.
+        address: ``host:port`` to serve on besides; empty serves on the socket alone.
+        token_file: file whose first line callers of the address must present; needed beyond
+            loopback.
+        num_threads: of each call of the runtime.
         max_waiting: requests waiting at most; beyond it they are refused at once.
+        max_rows: examples in one request at most.
+        max_request_bytes: size of one request at most.
+        max_batch: waiting examples that share one call of the runtime; 1 is no micro-batching.
+        max_wait_us: how long the first of them waits for others; 0 takes those that came while
+            another call ran.
+        template, plan: the model to begin with, for a device that cannot load the task's code;
+            empty asks the task.
     """
 
     socket: Path | None = None
+    address: str = ""
+    token_file: Path | None = None
     num_threads: int = limited(1, ge=1)
     max_waiting: int = limited(64, ge=1)
+    max_rows: int = limited(1024, ge=1)
+    max_request_bytes: int = limited(4 * 1024**2, ge=1024)
+    max_batch: int = limited(1, ge=1, le=256)
+    max_wait_us: float = limited(0.0, ge=0, le=100_000)
+    template: Path | None = None
+    plan: Path | None = None
+    tls: TlsConfig = field(default_factory=TlsConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse half a model, and plaintext or open service beyond loopback."""
+        if (self.template is None) != (self.plan is None):
+            raise ConfigError("template and plan belong together: give both", key="template")
+        if not self.address:
+            return
+        split_address(self.address, "address")
+        if not is_loopback(self.address) and (self.tls.cert is None or self.token_file is None):
+            raise ConfigError(
+                f"{self.address} is not on loopback: set tls.cert, tls.key and token_file",
+                key="address",
+            )
 
 
 @dataclass(frozen=True)
@@ -199,6 +234,7 @@ class EdgeConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     training: TrainingProcessConfig = field(default_factory=TrainingProcessConfig)
+    mqtt: MqttConfig = field(default_factory=MqttConfig)
 
     def __post_init__(self) -> None:
         """Refuse to show this device's numbers to others, who are not asked who they are."""
@@ -226,3 +262,16 @@ class EdgeConfig:
     def steps_path(self) -> Path:
         """Path of the file that keeps the steps of the round under way."""
         return self.state_dir / "round.steps"
+
+    @property
+    def mqtt_topics(self) -> DeviceTopics:
+        """This device's topics.
+
+        Raises:
+            ConfigError: the name that would stand in them cannot.
+        """
+        name = self.mqtt.device or self.name or self.state_dir.resolve().name
+        try:
+            return DeviceTopics(self.mqtt.fleet, name)
+        except ConfigError as error:
+            raise ConfigError(f"set it: {error}", key="mqtt.device") from error

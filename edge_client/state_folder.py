@@ -47,6 +47,11 @@ class StateFolder:
         return self.path / "replies"
 
     @property
+    def outbox(self) -> Path:
+        """Predictions that wait for the broker."""
+        return self.path / "outbox.db"
+
+    @property
     def rounds(self) -> Path:
         """One JSON line a trained round."""
         return self.path / "rounds.jsonl"

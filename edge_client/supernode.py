@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from edge_client.backoff import Backoff
 from edge_client.node_identity import SessionFile
 from edge_client.pending_message import PendingMessage
 from edge_client.pulse import Pulse
+from fedge.backoff import Backoff
 from fedge.errors import FedgeError, TransportError
 from fedge.flower_internals import ERROR_CODE_APP_FAILED, NodeConnection
 from fedge.superlink_errors import Refused, RunNotRunning

@@ -34,9 +34,9 @@ from edge_client.process_limits import (
 )
 from edge_client.round_steps import RoundSteps, round_digest
 from edge_client.sample_reader import SampleReader
+from edge_client.task_description import Description
 from edge_client.worker import InProcessWorker
 from edge_client.worker_frames import (
-    Description,
     ProcessSettings,
     ask_from_json,
     error_to_json,
@@ -50,7 +50,6 @@ from fedge.logs import setup_logging
 from fedge.privacy.accounting import Spend, epsilon
 from fedge.settings import Hyperparameters
 from fedge.task import load_task
-from fedge.windows import window_spec_of
 
 IDLE_CHECK_S = 0.5
 
@@ -140,15 +139,7 @@ class TrainingServer:
         )
 
     def _describe(self, _: dict[str, Any], __: bytearray) -> tuple[dict[str, Any], bytes]:
-        files, windows = self._task.edge_files(), window_spec_of(self._task)
-        description = Description(
-            name=self._task.name,
-            input_shape=tuple(self._task.input_shape),
-            template="" if files is None else str(files.template.resolve()),
-            plan="" if files is None else str(files.plan.resolve()),
-            windows="" if windows is None else windows.to_json(),
-        )
-        return asdict(description), b""
+        return asdict(Description.of(self._task)), b""
 
     def _propose(self, header: dict[str, Any], _: bytearray) -> tuple[dict[str, Any], bytes]:
         reason = self._gate.reason()

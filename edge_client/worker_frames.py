@@ -58,22 +58,6 @@ class ProcessSettings:
         )
 
 
-@dataclass(frozen=True)
-class Description:
-    """What the training process says about its task, so that the daemon need not load it.
-
-    Attributes:
-        template, plan: the task's shipped TFLite files; empty where it ships none.
-        windows: JSON of the `WindowSpec` that its inputs are cut by; empty where they are not.
-    """
-
-    name: str
-    input_shape: tuple[int, ...]
-    template: str = ""
-    plan: str = ""
-    windows: str = ""
-
-
 def ask_to_json(ask: Ask) -> dict[str, Any]:
     """Return an ask as JSON values."""
     return asdict(ask)

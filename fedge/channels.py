@@ -31,13 +31,12 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 UNIX_PREFIX = "unix:"
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its closing zero
 
-_SIZE_OPTIONS = (
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-)
+_SEND_SIZE = ("grpc.max_send_message_length", MAX_MESSAGE_BYTES)
+_RECEIVE_SIZE = ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)
 # Pings find a peer that vanished behind a NAT while a stream was idle.
 _CLIENT_OPTIONS = (
-    *_SIZE_OPTIONS,
+    _SEND_SIZE,
+    _RECEIVE_SIZE,
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -47,7 +46,7 @@ _CLIENT_OPTIONS = (
 )
 # Without so_reuseport=0 two servers share one port silently.
 _SERVER_OPTIONS = (
-    *_SIZE_OPTIONS,
+    _SEND_SIZE,
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -84,6 +83,7 @@ def make_server(
     *,
     interceptors: Sequence[grpc.ServerInterceptor[Any, Any]] = (),
     max_concurrent: int | None = None,
+    max_request_bytes: int = MAX_MESSAGE_BYTES,
 ) -> grpc.Server:
     """Return a server without addresses.
 
@@ -92,11 +92,12 @@ def make_server(
         interceptors: such as that of `bearer_token_interceptor`.
         max_concurrent: calls running and waiting; what comes beyond is refused at once with
             RESOURCE_EXHAUSTED. None sets no bound.
+        max_request_bytes: a larger request is refused with RESOURCE_EXHAUSTED.
     """
     return grpc.server(
         ThreadPoolExecutor(num_threads, thread_name_prefix="grpc"),
         interceptors=list(interceptors),
-        options=_SERVER_OPTIONS,
+        options=(*_SERVER_OPTIONS, ("grpc.max_receive_message_length", max_request_bytes)),
         maximum_concurrent_rpcs=max_concurrent,
     )
 
@@ -110,7 +111,8 @@ def make_async_server(*, max_concurrent: int) -> aio.Server:
         max_concurrent: calls at once; one more is refused with RESOURCE_EXHAUSTED.
     """
     return aio.server(
-        options=(*_SERVER_OPTIONS, *_PING_OPTIONS), maximum_concurrent_rpcs=max_concurrent
+        options=(*_SERVER_OPTIONS, _RECEIVE_SIZE, *_PING_OPTIONS),
+        maximum_concurrent_rpcs=max_concurrent,
     )
 
 

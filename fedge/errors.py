@@ -13,6 +13,7 @@
     ├── RefineError        a refinement that failed; the aggregate stands
     ├── StoreError         a device's database that cannot be opened, read or written
     ├── InvalidSample      a sample that must not be kept
+    ├── PayloadRejected    one MQTT message that is dropped; the next ones are read
     ├── UnknownSample      a sample that is not (or no longer) stored
     ├── CheckpointError    a checkpoint that cannot be written or read
     ├── ModelError         a model file, plan or version that must not be used
@@ -155,6 +156,18 @@ class StoreError(FedgeError):
 
 class InvalidSample(FedgeError):
     """A sample that must not be kept."""
+
+
+class PayloadRejected(FedgeError):
+    """One MQTT message that is not what was agreed on; counted by reason and dropped.
+
+    Attributes:
+        reason: short key to count by, such as ``shape``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"payload {message}")
+        self.reason = reason
 
 
 class UnknownSample(FedgeError):

@@ -9,6 +9,7 @@ from aggregation.codecs import make_codec
 from fedge.config import limited
 from fedge.errors import ConfigError
 from fedge.settings import Hyperparameters, TaskConfig, TlsConfig, is_loopback, split_address
+from server.mqtt.settings import AnnounceConfig
 from server.tuner.settings import TunerConfig
 from server.tuner.space import parse_space
 
@@ -266,6 +267,7 @@ class ServerConfig:
     tuner: TunerConfig = field(default_factory=TunerConfig)
     superlink: SuperLinkConfig = field(default_factory=SuperLinkConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    mqtt: AnnounceConfig = field(default_factory=AnnounceConfig)
 
     def __post_init__(self) -> None:
         """Refuse sections that contradict each other."""

@@ -124,6 +124,7 @@ class Supervisor:
             task=task.name,
             keep_versions=config.registry.keep_versions,
         )
+        self._announce_versions(stack, publisher)
         events = EventLog(config.run_dir)
         staging = Staging(publisher, config.registry.canary, events.append)
         address, tls = config.registry.address, config.registry.tls
@@ -153,6 +154,18 @@ class Supervisor:
         publishing.start()
         stack.callback(_stop_publishing, publishing)
         return publishing
+
+    def _announce_versions(self, stack: ExitStack, publisher: Publisher) -> None:
+        """Announce versions over MQTT, if a broker is configured."""
+        config = self._config
+        if not config.mqtt.broker.address:
+            return
+        from server.mqtt.announcer import Announcer  # a server without MQTT needs no paho
+
+        announcer = Announcer(config.mqtt, config.run_name)
+        publisher.listen(announcer.announce)
+        announcer.start(publisher.latest)
+        stack.callback(announcer.stop)
 
     def _convert(self, folder: Path) -> EdgeFiles:
         task = self._config.task

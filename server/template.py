@@ -27,7 +27,7 @@ from fedge.tflite.selftest import run_self_test
 from fedge.tflite.sentinels import Sentinels
 from fedge.weights import check_model, layout_of, read_vector, write_vector
 
-BATCH_SIZES = (1, 32)
+BATCH_SIZES = (1, 8, 32)
 _TOLERANCE = 1e-4
 
 

@@ -21,7 +21,7 @@ from fedge.settings import TlsConfig
 from protos.fedge.v1 import inference_pb2, inference_pb2_grpc
 
 DEADLINE_S = 90.0
-STOP_S = 20.0
+STOP_S = 60.0
 
 
 def wait_until(condition: Callable[[], object], what: str, within_s: float = DEADLINE_S) -> None:
@@ -138,7 +138,12 @@ class EdgeProcess:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(STOP_S)
+        try:
+            return self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # leaves the stacks of its threads in the log
+            self.process.wait(STOP_S)
+            raise AssertionError(f"it did not stop:\n{self.log}") from None
 
     def end(self) -> int:
         """Wait until it ends by itself; return its status."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,34 @@ class Runner:
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"the TFLite runtime failed: {error}") from error
 
+    def parts(self, length: int) -> Iterator[slice]:
+        """Cut a batch of that length into what one call of the runtime takes, in order.
+
+        Nothing is padded: the work of a full call costs as much as its examples one by one.
+        """
+        done = 0
+        for size in self.batch_sizes:
+            while length - done >= size:
+                yield slice(done, done + size)
+                done += size
+
+    def run_part(self, part: Array) -> Array:
+        """Return the outputs ``[B, ...]`` of as many examples as one call takes (`batch_sizes`).
+
+        Raises:
+            ModelError: the runtime failed.
+        """
+        if len(part) == 1:
+            return self.run_one(part[0])[np.newaxis]
+        name, input_name, output_name = self._signatures[len(part)]
+        try:
+            # Made anew each time: while a signature runner lives, `invoke` refuses.
+            run = self._interpreter.get_signature_runner(name)
+            outputs: Array = run(**{input_name: np.ascontiguousarray(part)})[output_name]
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"the TFLite runtime failed: {error}") from error
+        return outputs
+
     def run(self, batch: Array) -> Array:
         """Return the outputs ``[B, ...]`` of a batch ``[B, ...]`` of any length.
 
@@ -65,29 +94,9 @@ class Runner:
             ModelError: the runtime failed.
         """
         outputs = np.empty((len(batch), *self.output_shape), self.output_dtype)
-        done = 0
-        for size in self._signatures:
-            whole = (len(batch) - done) // size * size
-            if whole:
-                here = slice(done, done + whole)
-                self._run_signature(size, batch[here], outputs[here])
-                done += whole
-        for index in range(done, len(batch)):
-            outputs[index] = self.run_one(batch[index])
+        for part in self.parts(len(batch)):
+            outputs[part] = self.run_part(batch[part])
         return outputs
-
-    def _run_signature(self, size: int, batch: Array, outputs: Array) -> None:
-        """Fill the outputs of a batch whose length is a multiple of the signature's."""
-        name, input_name, output_name = self._signatures[size]
-        try:
-            # Made anew each time: while a signature runner lives, `invoke` refuses.
-            run = self._interpreter.get_signature_runner(name)
-            for start in range(0, len(batch), size):
-                here = slice(start, start + size)
-                part = np.ascontiguousarray(batch[here])
-                outputs[here] = run(**{input_name: part})[output_name]
-        except (RuntimeError, ValueError) as error:
-            raise ModelError(f"the TFLite runtime failed: {error}") from error
 
 
 def _batch_signatures(

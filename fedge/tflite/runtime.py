@@ -14,7 +14,7 @@ from fedge.errors import ModelError
 
 # ai-edge-litert is the successor and works with every numpy.
 _PACKAGES = ("ai_edge_litert", "tflite_runtime")
-_INSTALL = 'pip install "fedge[infer]" (or ai-edge-litert)'
+_INSTALL = 'pip install "fedge[infer]" (or "fedge[infer-tflite]")'
 
 
 class Interpreter(Protocol):

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/fedge/v1/inference.proto\x12\x08\x66\x65\x64ge.v1\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"D\n\x0ePredictRequest\x12\x1f\n\x05input\x18\x01 \x01(\x0b\x32\x10.fedge.v1.Tensor\x12\x11\n\tsample_id\x18\x02 \x01(\t\"n\n\x0fPredictResponse\x12 \n\x06output\x18\x01 \x01(\x0b\x32\x10.fedge.v1.Tensor\x12%\n\x05model\x18\x02 \x01(\x0b\x32\x16.fedge.v1.ModelVersion\x12\x12\n\nlatency_us\x18\x03 \x01(\x01\"-\n\x0cModelVersion\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"B\n\x0cLabelRequest\x12\x11\n\tsample_id\x18\x01 \x01(\t\x12\x1f\n\x05label\x18\x02 \x01(\x0b\x32\x10.fedge.v1.Tensor\"\x0f\n\rLabelResponse\"\x0f\n\rStatusRequest\"\x8d\x03\n\x0eStatusResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.fedge.v1.ModelVersion\x12\x13\n\x0bpredictions\x18\x02 \x01(\x04\x12\x1a\n\x12predictions_failed\x18\x03 \x01(\x04\x12\x18\n\x10samples_labelled\x18\x04 \x01(\x04\x12\x1a\n\x12samples_unlabelled\x18\x05 \x01(\x04\x12\x14\n\x07\x65psilon\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tconnected\x18\x08 \x01(\x08\x12\x0f\n\x07problem\x18\t \x01(\t\x12\x10\n\x08protocol\x18\n \x01(\r\x12\x0f\n\x07healthy\x18\x0b \x01(\x08\x12\x36\n\x07\x66igures\x18\x0c \x03(\x0b\x32%.fedge.v1.StatusResponse.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\n\n\x08_epsilonB\x08\n\x06_delta2\x8c\x02\n\tInference\x12>\n\x07Predict\x12\x18.fedge.v1.PredictRequest\x1a\x19.fedge.v1.PredictResponse\x12H\n\rPredictStream\x12\x18.fedge.v1.PredictRequest\x1a\x19.fedge.v1.PredictResponse(\x01\x30\x01\x12\x38\n\x05Label\x12\x16.fedge.v1.LabelRequest\x1a\x17.fedge.v1.LabelResponse\x12;\n\x06Status\x12\x17.fedge.v1.StatusRequest\x1a\x18.fedge.v1.StatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/fedge/v1/inference.proto\x12\x08\x66\x65\x64ge.v1\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"D\n\x0ePredictRequest\x12\x1f\n\x05input\x18\x01 \x01(\x0b\x32\x10.fedge.v1.Tensor\x12\x11\n\tsample_id\x18\x02 \x01(\t\"\x95\x01\n\x0fPredictResponse\x12 \n\x06output\x18\x01 \x01(\x0b\x32\x10.fedge.v1.Tensor\x12%\n\x05model\x18\x02 \x01(\x0b\x32\x16.fedge.v1.ModelVersion\x12\x12\n\nlatency_us\x18\x03 \x01(\x01\x12%\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x16.fedge.v1.PredictError\"-\n\x0cPredictError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\"-\n\x0cModelVersion\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"B\n\x0cLabelRequest\x12\x11\n\tsample_id\x18\x01 \x01(\t\x12\x1f\n\x05label\x18\x02 \x01(\x0b\x32\x10.fedge.v1.Tensor\"\x0f\n\rLabelResponse\"\x0f\n\rStatusRequest\"\x8d\x03\n\x0eStatusResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.fedge.v1.ModelVersion\x12\x13\n\x0bpredictions\x18\x02 \x01(\x04\x12\x1a\n\x12predictions_failed\x18\x03 \x01(\x04\x12\x18\n\x10samples_labelled\x18\x04 \x01(\x04\x12\x1a\n\x12samples_unlabelled\x18\x05 \x01(\x04\x12\x14\n\x07\x65psilon\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05\x64\x65lta\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tconnected\x18\x08 \x01(\x08\x12\x0f\n\x07problem\x18\t \x01(\t\x12\x10\n\x08protocol\x18\n \x01(\r\x12\x0f\n\x07healthy\x18\x0b \x01(\x08\x12\x36\n\x07\x66igures\x18\x0c \x03(\x0b\x32%.fedge.v1.StatusResponse.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\n\n\x08_epsilonB\x08\n\x06_delta2\x8c\x02\n\tInference\x12>\n\x07Predict\x12\x18.fedge.v1.PredictRequest\x1a\x19.fedge.v1.PredictResponse\x12H\n\rPredictStream\x12\x18.fedge.v1.PredictRequest\x1a\x19.fedge.v1.PredictResponse(\x01\x30\x01\x12\x38\n\x05Label\x12\x16.fedge.v1.LabelRequest\x1a\x17.fedge.v1.LabelResponse\x12;\n\x06Status\x12\x17.fedge.v1.StatusRequest\x1a\x18.fedge.v1.StatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,20 +37,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENSOR']._serialized_end=97
   _globals['_PREDICTREQUEST']._serialized_start=99
   _globals['_PREDICTREQUEST']._serialized_end=167
-  _globals['_PREDICTRESPONSE']._serialized_start=169
-  _globals['_PREDICTRESPONSE']._serialized_end=279
-  _globals['_MODELVERSION']._serialized_start=281
-  _globals['_MODELVERSION']._serialized_end=326
-  _globals['_LABELREQUEST']._serialized_start=328
-  _globals['_LABELREQUEST']._serialized_end=394
-  _globals['_LABELRESPONSE']._serialized_start=396
-  _globals['_LABELRESPONSE']._serialized_end=411
-  _globals['_STATUSREQUEST']._serialized_start=413
-  _globals['_STATUSREQUEST']._serialized_end=428
-  _globals['_STATUSRESPONSE']._serialized_start=431
-  _globals['_STATUSRESPONSE']._serialized_end=828
-  _globals['_STATUSRESPONSE_FIGURESENTRY']._serialized_start=760
-  _globals['_STATUSRESPONSE_FIGURESENTRY']._serialized_end=806
-  _globals['_INFERENCE']._serialized_start=831
-  _globals['_INFERENCE']._serialized_end=1099
+  _globals['_PREDICTRESPONSE']._serialized_start=170
+  _globals['_PREDICTRESPONSE']._serialized_end=319
+  _globals['_PREDICTERROR']._serialized_start=321
+  _globals['_PREDICTERROR']._serialized_end=366
+  _globals['_MODELVERSION']._serialized_start=368
+  _globals['_MODELVERSION']._serialized_end=413
+  _globals['_LABELREQUEST']._serialized_start=415
+  _globals['_LABELREQUEST']._serialized_end=481
+  _globals['_LABELRESPONSE']._serialized_start=483
+  _globals['_LABELRESPONSE']._serialized_end=498
+  _globals['_STATUSREQUEST']._serialized_start=500
+  _globals['_STATUSREQUEST']._serialized_end=515
+  _globals['_STATUSRESPONSE']._serialized_start=518
+  _globals['_STATUSRESPONSE']._serialized_end=915
+  _globals['_STATUSRESPONSE_FIGURESENTRY']._serialized_start=847
+  _globals['_STATUSRESPONSE_FIGURESENTRY']._serialized_end=893
+  _globals['_INFERENCE']._serialized_start=918
+  _globals['_INFERENCE']._serialized_end=1186
 # @@protoc_insertion_point(module_scope)

@@ -67,7 +67,8 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PredictStream(self, request_iterator, context):
-        """The same, many on one stream; answers keep the order of the requests.
+        """The same, many on one stream; answers keep the order of the requests. A request that cannot be
+        answered gets a response with `error`, and the stream goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

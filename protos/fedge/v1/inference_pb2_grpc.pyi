@@ -34,7 +34,9 @@ class InferenceStub:
     Predict: _grpc.UnaryUnaryMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictResponse]
     """Answers from the local model, at once."""
     PredictStream: _grpc.StreamStreamMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictResponse]
-    """The same, many on one stream; answers keep the order of the requests."""
+    """The same, many on one stream; answers keep the order of the requests. A request that cannot be
+    answered gets a response with `error`, and the stream goes on.
+    """
     Label: _grpc.UnaryUnaryMultiCallable[_inference_pb2.LabelRequest, _inference_pb2.LabelResponse]
     """Stores the true label of a sample seen earlier: it becomes training data."""
     Status: _grpc.UnaryUnaryMultiCallable[_inference_pb2.StatusRequest, _inference_pb2.StatusResponse]
@@ -46,7 +48,9 @@ class InferenceAsyncStub(InferenceStub):
     Predict: _aio.UnaryUnaryMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictResponse]  # type: ignore[assignment]
     """Answers from the local model, at once."""
     PredictStream: _aio.StreamStreamMultiCallable[_inference_pb2.PredictRequest, _inference_pb2.PredictResponse]  # type: ignore[assignment]
-    """The same, many on one stream; answers keep the order of the requests."""
+    """The same, many on one stream; answers keep the order of the requests. A request that cannot be
+    answered gets a response with `error`, and the stream goes on.
+    """
     Label: _aio.UnaryUnaryMultiCallable[_inference_pb2.LabelRequest, _inference_pb2.LabelResponse]  # type: ignore[assignment]
     """Stores the true label of a sample seen earlier: it becomes training data."""
     Status: _aio.UnaryUnaryMultiCallable[_inference_pb2.StatusRequest, _inference_pb2.StatusResponse]  # type: ignore[assignment]
@@ -67,7 +71,9 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_inference_pb2.PredictRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.PredictResponse], _abc.AsyncIterator[_inference_pb2.PredictResponse]]:
-        """The same, many on one stream; answers keep the order of the requests."""
+        """The same, many on one stream; answers keep the order of the requests. A request that cannot be
+        answered gets a response with `error`, and the stream goes on.
+        """
 
     @_abc_1.abstractmethod
     def Label(

@@ -1,5 +1,7 @@
 import json
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from edge_client.daemon import Daemon, load_release_key
+from edge_client.learning import Learning
 from edge_client.participant import TrainedRound
+from edge_client.release_public_key import load_release_key
 from edge_client.settings import EdgeConfig, RegistryClientConfig
 from edge_client.state_folder import StateFolder
 from fedge.errors import ConfigError
@@ -16,7 +19,8 @@ from fedge.errors import ConfigError
 
 def test_rounds_are_noted_as_json_lines(tmp_path: Path) -> None:
     config = EdgeConfig(state_dir=tmp_path, registry=RegistryClientConfig(address=""))
-    Daemon(config)._note_round(TrainedRound("run", 3, 0.5, 12, 1.25, 1.7e9))
+    learning = Learning(config, StateFolder(tmp_path))
+    learning.note_round(TrainedRound("run", 3, 0.5, 12, 1.25, 1.7e9))
     [line] = (tmp_path / "rounds.jsonl").read_text().splitlines()
     assert json.loads(line) == {
         "run": "run",
@@ -62,3 +66,13 @@ def test_another_kind_of_key_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match="not a public key in PEM"):
         load_release_key(path)
+
+
+def test_importing_the_daemon_brings_neither_torch_nor_flower() -> None:
+    code = (
+        "import edge_client.daemon, sys;"
+        "found = [m for m in ('torch', 'flwr', 'scipy', 'sklearn') if m in sys.modules];"
+        "sys.exit(f'imported: {found}' if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,37 +1,26 @@
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
-from edge_client.inference import Engine, InvalidInput, Prediction, Serving, Version
-from fedge.errors import ModelError
-from fedge.tasks.digits import Digits
-from fedge.weights import write_vector
-from tests.unit.edge_client.engines import (
-    LAYOUT,
-    TEMPLATE,
-    make_engine,
-    make_inputs,
-    make_weights,
+from edge_client.inference import (
+    Engine,
+    InvalidInput,
+    Prediction,
+    Serving,
+    Version,
+    is_finite,
 )
-
-
-@pytest.mark.parametrize("size", [1, 5, 32, 50])
-def test_answers_equal_those_of_torch(size: int) -> None:
-    model = Digits().build_model()
-    write_vector(model, LAYOUT, make_weights(3))
-    inputs = make_inputs(size)
-    with torch.inference_mode():
-        expected = model(torch.from_numpy(inputs)).numpy()
-    engine = make_engine(3)
-    scale = np.abs(expected).max()
-    assert np.abs(engine.predict(inputs) - expected).max() / scale < 1e-5
-    one_by_one = np.stack([engine.predict(example) for example in inputs])
-    assert np.abs(one_by_one - expected).max() / scale < 1e-5
+from fedge.errors import ModelError
+from tests.unit.edge_client.engines import TEMPLATE, make_engine, make_inputs
 
 
 def test_importing_inference_brings_neither_torch_nor_flower() -> None:
@@ -54,15 +43,78 @@ def test_importing_inference_brings_neither_torch_nor_flower() -> None:
         (np.zeros(64, np.int64), "expected float32, got int64"),
         (np.full(64, np.nan, np.float32), "finite"),
         (np.full((3, 64), -np.inf, np.float32), "finite"),
+        ([0.0] * 64, "expected a numpy array, got list"),
     ],
 )
-def test_a_wrong_input_is_refused_with_what_was_expected(inputs: np.ndarray, text: str) -> None:
+def test_a_wrong_input_is_refused_with_what_was_expected(inputs: Any, text: str) -> None:
     serving = Serving(make_engine(1))
     with pytest.raises(InvalidInput, match=text):
         serving.predict(inputs)
     assert (serving.num_predictions, serving.num_failures) == (0, 1)
     assert serving.predict(np.zeros(64, np.float32)).version.round == 1
     assert (serving.num_predictions, serving.num_failures) == (1, 1)
+
+
+@given(
+    arrays.arrays(
+        np.float32,
+        arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6),
+        elements=st.floats(width=32),
+    )
+)
+def test_finite_is_what_numpy_calls_finite(values: np.ndarray) -> None:
+    assert is_finite(values) == bool(np.isfinite(values).all())
+
+
+@pytest.mark.parametrize("place", [0, 5_000, 19_999])
+def test_one_value_of_a_large_input_is_found(place: int) -> None:
+    values = np.full(20_000, 3e38, np.float32)
+    assert is_finite(values)
+    values[place] = np.nan
+    assert not is_finite(values)
+    assert not is_finite(values[::-1][::2]) or place % 2 == 0
+
+
+def test_a_single_request_takes_its_turn_between_the_parts_of_a_long_batch() -> None:
+    engine = make_engine(1)
+    runner, order = engine._runner, []
+    run_part, run_one = runner.run_part, runner.run_one
+    asking = threading.Thread(target=lambda: engine.predict(make_inputs(1)[0]))
+
+    def note_part(part: np.ndarray) -> np.ndarray:
+        order.append("part")
+        if len(order) == 2:
+            asking.start()
+            give_up = time.monotonic() + 30
+            while not engine._turns.is_awaited:
+                assert time.monotonic() < give_up
+                time.sleep(0.001)
+        return run_part(part)
+
+    def note_one(example: np.ndarray) -> np.ndarray:
+        order.append("single")
+        return run_one(example)
+
+    runner.run_part, runner.run_one = note_part, note_one  # type: ignore[method-assign]
+    engine.predict(make_inputs(4 * 32))
+    asking.join(30)
+    assert order == ["part", "part", "single", "part", "part"]
+
+
+def test_counts_are_right_across_threads() -> None:
+    serving = Serving(make_engine(1))
+
+    def ask(number: int) -> None:
+        for turn in range(200):
+            if (number + turn) % 4:
+                serving.predict(make_inputs(1)[0])
+            else:
+                with pytest.raises(InvalidInput):
+                    serving.predict(np.zeros(3, np.float32))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    assert (serving.num_predictions, serving.num_failures) == (1200, 400)
 
 
 def test_an_empty_batch_has_an_empty_answer() -> None:

@@ -10,12 +10,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_client.backoff import Backoff
 from edge_client.inference import Engine, Serving
 from edge_client.model_store import ModelStore
 from edge_client.registry_client import RegistryClient
 from edge_client.rollout import Rollout
 from edge_client.settings import ModelsConfig, RegistryClientConfig
+from fedge.backoff import Backoff
 from fedge.errors import ModelError
 from fedge.manifest import ModelManifest
 from fedge.protocol import PROTOCOL_VERSION

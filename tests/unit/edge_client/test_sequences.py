@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_client.sample_schema import MIGRATIONS
-from edge_client.sequences import MAX_SOURCES, WINDOW, SeenSequences, SourceBook, read_sources
+from edge_client.sequences import (
+    MAX_SOURCES,
+    MAX_STRETCHES,
+    SeenSequences,
+    SourceBook,
+    read_sources,
+)
 
 
 @pytest.fixture
@@ -29,21 +35,38 @@ def note_each(connection: sqlite3.Connection, source: str, sequences: list[int])
     return answers
 
 
-@given(st.lists(st.integers(0, 3 * WINDOW), min_size=1, max_size=60))
-def test_a_number_is_new_once_unless_it_is_too_far_back_to_tell(sequences: list[int]) -> None:
-    known = SeenSequences(sequences[0], sequences[0])
-    came = {sequences[0]}
-    for sequence in sequences[1:]:
-        expected = sequence not in came and sequence > max(came) - WINDOW
-        assert known.note(sequence) == expected
-        if expected:
-            came.add(sequence)
+@given(st.lists(st.integers(0, 30) | st.integers(0, 10**6), min_size=1, max_size=80))
+def test_a_number_is_new_once_in_whatever_order_they_come(sequences: list[int]) -> None:
+    known = SeenSequences()
+    came: set[int] = set()
+    for sequence in sequences:
+        assert known.note(sequence) == (sequence not in came)
+        came.add(sequence)
     assert known.received == len(came)
     assert known.duplicates == len(sequences) - len(came)
+    assert (known.first, known.newest) == (min(came), max(came))
     assert known.missing == max(came) - min(came) + 1 - len(came)
 
 
-@given(st.lists(st.integers(0, 2 * WINDOW), min_size=1, max_size=20), st.integers(0, 20))
+def test_a_backlog_that_comes_after_what_is_newer_is_new(connection: sqlite3.Connection) -> None:
+    backlog = [0, *range(20_000, 20_100), *range(1, 100)]
+    assert all(note_each(connection, "a", backlog))
+    assert not any(note_each(connection, "a", backlog))
+
+
+def test_memory_is_bounded_and_what_is_forgotten_counts_as_come() -> None:
+    known = SeenSequences()
+    for number in range(MAX_STRETCHES + 2):
+        assert known.note(10 * number)
+    assert len(known.starts) == len(known.ends) == MAX_STRETCHES
+    assert len(known.pack()) == 16 * MAX_STRETCHES
+    assert not known.note(5)  # within the lowest gap, which closed
+    assert not known.note(15)
+    assert known.note(25)
+    assert not known.note(10 * MAX_STRETCHES)
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=20), st.integers(0, 20))
 def test_a_book_that_is_read_again_goes_on_as_if_it_had_not_been(
     sequences: list[int], restart: int
 ) -> None:
@@ -75,7 +98,7 @@ def test_sources_have_numbers_of_their_own(connection: sqlite3.Connection) -> No
 def test_a_leap_to_the_largest_number_takes_no_memory(connection: sqlite3.Connection) -> None:
     assert note_each(connection, "a", [0, 2**63 - 1, 2**63 - 1, 0]) == [True, True, False, False]
     [known] = read_sources(connection).values()
-    assert known.seen.bit_length() == 1
+    assert len(known.pack()) == 32
 
 
 def test_the_sources_heard_last_are_remembered(connection: sqlite3.Connection) -> None:

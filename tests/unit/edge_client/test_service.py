@@ -22,6 +22,11 @@ from fedge.settings import TlsConfig
 from protos.fedge.v1 import inference_pb2, inference_pb2_grpc
 
 MAX_WAITING = 3
+MAX_ROWS = 16
+MAX_REQUEST_BYTES = 4096
+LIMITS = InferenceConfig(
+    max_waiting=MAX_WAITING, max_rows=MAX_ROWS, max_request_bytes=MAX_REQUEST_BYTES
+)
 
 
 class DoublingEngine:
@@ -49,8 +54,10 @@ class Device:
         self.serving = Serving(cast("Engine | None", engine))
         self.samples = SampleDatabase(folder / "samples.db", StoreConfig(holdout_fraction=0.0))
         self.status = DeviceStatus()
-        service = InferenceService(self.serving, self.samples, lambda: self.status)
-        self.server = serve(service, self.socket, InferenceConfig(max_waiting=MAX_WAITING))
+        self.service = InferenceService(
+            self.serving, self.samples, lambda: self.status, max_rows=MAX_ROWS
+        )
+        self.server = serve(self.service, self.socket, LIMITS)
         self.channel = client_channel(f"unix:{self.socket}", TlsConfig())
         self.stub = inference_pb2_grpc.InferenceStub(self.channel)
 
@@ -127,13 +134,51 @@ def test_a_stream_keeps_the_order_of_its_requests(device: Device) -> None:
     assert answers == [2 * n for n in range(50)]
 
 
-def test_a_bad_request_ends_its_stream_after_the_answers_before_it(device: Device) -> None:
-    responses = device.stub.PredictStream(iter([request_of([1, 1]), request_of([1])]), timeout=10)
-    stream = iter(responses)
+def test_a_bad_request_of_a_stream_gets_an_error_in_its_place(device: Device) -> None:
+    asked = [
+        request_of([1, 1]),
+        request_of([1]),
+        inference_pb2.PredictRequest(),
+        request_of([2, 2]),
+    ]
+    first, bad, empty, last = device.stub.PredictStream(iter(asked), timeout=10)
+    assert read_tensor(first.output, "o").tolist() == [2, 2]
+    assert not first.HasField("error")
+    assert bad.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert "expected shape [2], got [1]" in bad.error.message
+    assert not bad.HasField("output")
+    assert "expected dtype" in empty.error.message
+    assert read_tensor(last.output, "o").tolist() == [4, 4]
+    assert device.ask_status().predictions == 2
+
+
+def test_a_stream_of_a_device_without_a_model_waits_for_one(empty_device: Device) -> None:
+    arrived = threading.Event()
+
+    def ask() -> Iterator[inference_pb2.PredictRequest]:
+        yield request_of([1, 1])
+        assert arrived.wait(30)
+        yield request_of([1, 1])
+
+    stream = iter(empty_device.stub.PredictStream(ask(), timeout=30))
+    assert next(stream).error.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
+    empty_device.serving.swap(cast("Engine", DoublingEngine()))
+    arrived.set()
     assert read_tensor(next(stream).output, "o").tolist() == [2, 2]
-    code, detail = refusal(lambda: next(stream))
+
+
+def test_a_request_of_too_many_examples_is_told_how_many_may_be(device: Device) -> None:
+    code, detail = refusal(lambda: device.predict(np.zeros((MAX_ROWS + 1, 2))))
     assert code == grpc.StatusCode.INVALID_ARGUMENT
-    assert "expected shape [2], got [1]" in detail
+    assert f"at most {MAX_ROWS} examples in one request (inference.max_rows)" in detail
+    assert device.predict(np.zeros((MAX_ROWS, 2))).output.shape == [MAX_ROWS, 2]
+
+
+def test_a_request_of_too_many_bytes_is_refused_before_it_is_read(device: Device) -> None:
+    too_large = inference_pb2.PredictRequest(sample_id="x" * (MAX_REQUEST_BYTES + 1))
+    code, detail = refusal(lambda: device.stub.Predict(too_large, timeout=10))
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(MAX_REQUEST_BYTES) in detail
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_client.backoff import Backoff
+from fedge.backoff import Backoff
 
 
 def test_bounds_double_up_to_the_longest_and_start_over_after_a_success() -> None:

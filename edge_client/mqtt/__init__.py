@@ -1,0 +1,1 @@
+"""Samples and labels in, predictions out, over MQTT; nothing is lost while a broker is away."""

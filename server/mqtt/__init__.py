@@ -1,0 +1,1 @@
+"""The cloud's side of MQTT: predictions come in, versions are announced."""
