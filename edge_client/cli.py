@@ -55,7 +55,7 @@ def serve(
         return
     stop = stop_on_signals()
     manager = ServiceManager.from_environment()
-    faulthandler.enable()  # a watchdog that ends a hung daemon leaves its stacks in the log
+    faulthandler.enable()  # until the daemon keeps a file for what it writes
     from edge_client.daemon import Daemon
 
     Daemon(settings, manager).run(stop)
