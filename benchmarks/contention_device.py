@@ -51,7 +51,7 @@ NUM_PARAMETERS = 114_314
 NUM_EXAMPLES, BATCH_SIZE = 640, 64
 MESSAGES_PER_S = 200
 STEPS_IN_ALL = 10**6
-START_S = 120.0
+START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class Device:
         self._beside: list[threading.Thread] = []
         self._over = threading.Event()
         self._done: dict[str, Any] = {}
+        self._problem = ""
 
     def _follow(self, folder: Path) -> tuple[Serving, RegistryClient]:
         """Keep up with the other model's versions, in this process, as a daemon does."""
@@ -155,14 +156,21 @@ class Device:
             steps = Path(self._settings.folder) / f"{training}.steps"
             steps.unlink(missing_ok=True)
             self._in_thread(lambda: self._train(training))
-            _wait_for(steps.exists)
+            if not _wait_for(steps.exists):
+                raise RuntimeError(f"training {training!r} does not begin")
         if version_each_s is not None:
             self._in_thread(self._take_messages)
             self._in_thread(lambda: self._take_versions(version_each_s))
         return {}
 
     def _in_thread(self, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work)
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:  # told by `end`
+                self._problem = repr(error)
+
+        thread = threading.Thread(target=run)
         thread.start()
         self._beside.append(thread)
 
@@ -191,7 +199,11 @@ class Device:
         number, began = 0, time.monotonic()
         while not self._over.is_set():
             os.write(self._orders, b"\n")
-            _wait_for(lambda: self._other_round() == self._ordered)
+            if not _wait_for(lambda: self._other_round() == self._ordered):
+                raise RuntimeError(
+                    f"version {self._ordered} is not served but {self._other_round()}: "
+                    f"{self._registry.problem or self._registry.connected}"
+                )
             self._ordered += 1
             number += 1
             self._over.wait(max(0.0, began + number * each_s - time.monotonic()))
@@ -223,6 +235,8 @@ class Device:
         self._over.set()
         for thread in self._beside:
             thread.join()
+        if self._problem:
+            raise RuntimeError(self._problem)
         return self._done
 
 
@@ -236,12 +250,14 @@ def percentiles(seconds: list[float]) -> dict[str, Any]:
     }
 
 
-def _wait_for(condition: Callable[[], bool]) -> None:
+def _wait_for(condition: Callable[[], bool]) -> bool:
+    """Wait until a condition holds; False where it does not in time."""
     give_up = time.monotonic() + START_S
     while not condition():
         if time.monotonic() > give_up:
-            raise TimeoutError
+            return False
         time.sleep(0.01)
+    return True
 
 
 def main() -> None:

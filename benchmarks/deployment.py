@@ -83,6 +83,7 @@ class Deployment:
             "task": self.federation["task"],
             "privacy": {"enabled": False},
             "store": {"holdout_fraction": 0.0},
+            "training": {"cores": "all"},
             "node": {"superlink": f"127.0.0.1:{self.ports[0]}"},
             "registry": {
                 "address": f"127.0.0.1:{self.ports[1]}",

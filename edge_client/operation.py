@@ -12,7 +12,7 @@ from edge_client.inference import Serving
 from edge_client.metrics import Metrics
 from edge_client.process_figures import process_figures
 from edge_client.pulse import Pulse
-from edge_client.self_check import ANSWER_WITHIN_S, SelfCheck
+from edge_client.self_check import ANSWER_WITHIN_S, NOT_CHECKED, SelfCheck
 from edge_client.watchdog import INTERVAL_S, Watchdog
 from fedge.errors import ConfigError
 from fedge.metrics_page import serve_page
@@ -80,7 +80,7 @@ class Operation:
     @property
     def health(self) -> str:
         """Why predictions are not answered, or nothing."""
-        return "" if self._check is None else self._check.problem(STALE_S)
+        return NOT_CHECKED if self._check is None else self._check.problem(STALE_S)
 
     def _serve_page(self, stack: ExitStack) -> None:
         """Serve the page; a device without it still predicts."""

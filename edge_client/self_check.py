@@ -19,6 +19,7 @@ from fedge.settings import TlsConfig
 from protos.fedge.v1 import inference_pb2, inference_pb2_grpc
 
 ANSWER_WITHIN_S = 10.0
+NOT_CHECKED = "no self-check has passed yet"
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class SelfCheck:
         self._clock = clock
         self._lock = threading.Lock()
         self._passed_at = clock()
-        self._problem = "no self-check has passed yet"
+        self._problem = NOT_CHECKED
 
     def run(self) -> str:
         """Check once; return what is wrong, or nothing. Hangs where the engine hangs."""

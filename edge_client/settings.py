@@ -259,6 +259,11 @@ class EdgeConfig:
         return self.state_dir / "samples.db"
 
     @property
+    def steps_path(self) -> Path:
+        """Path of the file that keeps the steps of the round under way."""
+        return self.state_dir / "round.steps"
+
+    @property
     def mqtt_topics(self) -> DeviceTopics:
         """This device's topics.
 
@@ -270,8 +275,3 @@ class EdgeConfig:
             return DeviceTopics(self.mqtt.fleet, name)
         except ConfigError as error:
             raise ConfigError(f"set it: {error}", key="mqtt.device") from error
-
-    @property
-    def steps_path(self) -> Path:
-        """Path of the file that keeps the steps of the round under way."""
-        return self.state_dir / "round.steps"

@@ -111,6 +111,7 @@ class DemoPlan:
                 "release_public_key": f"{self.release_key}.pub",
             },
             "inference": {"socket": str(self.device_socket(device))},
+            "training": {"cores": "all"},  # several devices share this machine
         }
 
     def write(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from edge_client.inference import Serving
+from edge_client.operation import Operation
 from edge_client.pulse import Pulse
 from edge_client.sample_store import SampleDatabase
 from edge_client.self_check import SelfCheck
@@ -122,3 +123,7 @@ def test_serving_counts_predictions_failures_and_swaps() -> None:
         "model_round": 4,
     }
     assert not Serving(None).probe()
+
+
+def test_a_device_is_not_healthy_before_its_first_check() -> None:
+    assert Operation(ServiceManager()).health == "no self-check has passed yet"
