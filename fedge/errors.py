@@ -10,6 +10,8 @@
     ├── TransportError     another process or machine could not be reached or understood
     │   ├── DeadlineExceeded
     │   └── ProtocolMismatch
+    ├── TrainingPaused     a device's training waits for cooler, idle or other hours
+    ├── OutOfMemory        training needs more memory than its process may have
     ├── RefineError        a refinement that failed; the aggregate stands
     ├── StoreError         a device's database that cannot be opened, read or written
     ├── InvalidSample      a sample that must not be kept
