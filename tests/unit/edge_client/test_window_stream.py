@@ -5,7 +5,7 @@ from typing import Any, cast
 import grpc
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_client.inference import Engine, Serving, Version
@@ -72,6 +72,7 @@ def test_a_window_is_predicted_and_stored_as_the_model_saw_it(
     assert samples.labelled("train").inputs.tobytes() == cut.inputs.tobytes()
 
 
+@settings(max_examples=30)  # each opens a database a few times
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.data())
 def test_restarts_and_readings_sent_again_lose_and_double_no_window(
     tmp_path_factory: pytest.TempPathFactory, parts: list[int], data: st.DataObject
