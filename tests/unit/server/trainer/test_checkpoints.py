@@ -33,9 +33,13 @@ def _refining(folder: Path, interval_s: float = 1e-9) -> Refining:
 def _cut(folder: Path, key: str, *, at: int = 17, spec: RefineSpec = SPEC) -> None:
     """Refine until a step, as far as checkpoints go."""
     refining, calls = _refining(folder), iter(range(100))
+
+    def should_stop() -> bool:
+        refining.checkpoints.close()  # each step's is written, however slow the disk
+        return next(calls) == at
+
     with pytest.raises(RefineError, match=f"cancelled after {at} of"):
-        refining.run(START, spec, Control(should_stop=lambda: next(calls) == at), key=key)
-    refining.checkpoints.close()
+        refining.run(START, spec, Control(should_stop=should_stop), key=key)
 
 
 def _go_on(folder: Path, key: str, spec: RefineSpec = SPEC) -> tuple[int, Refinement]:
