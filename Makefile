@@ -28,8 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/python -m simulation.demo
 
+# Federations of real processes have the machine to themselves; all else shares its cores.
 test: install broker
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest tests/integration
 
 # The MQTT tests start a mosquitto of their own: root gets it installed, anybody else is told. The
 # package would start a broker for everybody, which RUNLEVEL keeps it from; nothing here uses it.
