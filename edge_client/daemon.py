@@ -110,8 +110,8 @@ class Daemon:
         )
         self._registry.start()
         stack.callback(self._registry.stop)
-        self._take_readings(stack, samples)
-        self._start_mqtt(stack, samples, self._registry.look_now)
+        stream = self._take_readings(stack, samples)
+        self._start_mqtt(stack, samples, stream, self._registry.look_now)
         if self._learning is not None:
             self._learning.start(stack, store, self._serving)
         self._watch_over(stack, samples)
@@ -169,28 +169,33 @@ class Daemon:
         if config.address:
             servers.append(serve_address(service, config)[0])
 
-    def _take_readings(self, stack: ExitStack, samples: SampleDatabase) -> None:
+    def _take_readings(self, stack: ExitStack, samples: SampleDatabase) -> WindowStream:
         """Cut a sensor's readings into windows, if the task has any."""
 
         def load() -> WindowSpec | None:
             return None if self._description is None else self._description.window_spec
 
-        self._stream = WindowStream(load, self._serving, samples)
-        readings = ReadingsServer(self._stream, self._folder.readings_socket)
+        stream = self._stream = WindowStream(load, self._serving, samples)
+        readings = ReadingsServer(stream, self._folder.readings_socket)
         readings.start()
         stack.callback(readings.stop, SERVICE_GRACE_S)
+        return stream
 
     def _start_mqtt(
-        self, stack: ExitStack, samples: SampleDatabase, look_now: Callable[[], None]
+        self,
+        stack: ExitStack,
+        samples: SampleDatabase,
+        stream: WindowStream,
+        look_now: Callable[[], None],
     ) -> None:
-        """Take samples and send predictions over MQTT, if a broker is configured."""
+        """Take samples and readings, and send predictions, over MQTT, if a broker is configured."""
         config = self._config.mqtt
         if not config.broker.address:
             return
         from edge_client.mqtt.part import MqttPart  # a device without MQTT needs no paho
 
         topics, outbox = self._config.mqtt_topics, self._folder.outbox
-        self._mqtt = MqttPart(config, topics, outbox, self._serving, samples, look_now)
+        self._mqtt = MqttPart(config, topics, outbox, self._serving, samples, stream, look_now)
         self._mqtt.start()
         stack.callback(self._mqtt.stop)
 

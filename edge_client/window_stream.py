@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge_client.inference import Prediction, Serving
@@ -20,6 +20,27 @@ from fedge.windows import Readings, Window, WindowCounts, Windower, WindowSpec
 log = logging.getLogger(__name__)
 
 MAX_SOURCE_BYTES = MAX_ID_BYTES - 48  # what run and number take of a sample's id
+
+
+@dataclass(frozen=True)
+class CutWindow:
+    """A window, who its readings are from, and the id that its sample is stored under."""
+
+    source: str
+    window: Window
+
+    @property
+    def sample_id(self) -> str:
+        """Source, its run and the number of the first reading."""
+        return f"{self.source}/{self.window.run}/{self.window.first}"
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Readings of one source."""
+
+    source: str
+    readings: Readings
 
 
 @dataclass(frozen=True)
@@ -98,8 +119,7 @@ class WindowStream:
             InvalidInput: the source's name or the number of channels is wrong.
             ModelError: there is no model, or the task cuts no windows. Nothing is taken.
         """
-        if not 1 <= len(source.encode(errors="replace")) <= MAX_SOURCE_BYTES:
-            raise InvalidInput(f"readings: a source has 1 to {MAX_SOURCE_BYTES} bytes")
+        _check_source(source)
         with self._lock:
             windower = self._windower(self._ready(), source)
             if readings is None:
@@ -109,6 +129,49 @@ class WindowStream:
             stored = self._store(source, windows, state)
             self._states[source] = state
         return Fed(windows, windower.next_sequence, stored)
+
+    def take_in(self, feeds: Sequence[Feed], keep_first: Callable[[list[CutWindow]], None]) -> None:
+        """Take all readings in, or nothing: for a sender that keeps them until then.
+
+        Args:
+            feeds: in order.
+            keep_first: called, under the lock, with the windows that they complete, before these
+                are committed; and again with the same ones if a kill, or a disk that failed, comes
+                between.
+
+        Raises:
+            InvalidInput: a source's name or a number of channels is wrong.
+            ModelError: the task cuts no windows.
+            StoreError: the windows cannot be kept.
+        """
+        for each in feeds:
+            _check_source(each.source)
+        with self._lock:
+            spec = self._ready()
+            if not self._places_read:
+                raise StoreError(self._problem)
+            windowers = {each.source: self._windower(spec, each.source) for each in feeds}
+            windows = [
+                CutWindow(each.source, window)
+                for each in feeds
+                for window in windowers[each.source].push(each.readings)
+            ]
+            keep_first(windows)
+            states = {source: windower.to_bytes() for source, windower in windowers.items()}
+            prepare = self._samples.prepare
+            samples = [prepare(each.sample_id, each.window.inputs) for each in windows]
+            self._samples.add_many(samples, states)
+            self._states.update(states)
+
+    def spec(self) -> WindowSpec:
+        """Return how the task cuts readings.
+
+        Raises:
+            ModelError: it does not.
+            FedgeError: what ``load_spec`` raises.
+        """
+        with self._lock:
+            return self._ready()
 
     def counts(self) -> dict[str, WindowCounts]:
         """Return what became of the readings of each source since it is known."""
@@ -140,7 +203,7 @@ class WindowStream:
         return Windower(spec) if state is None else Windower.from_bytes(spec, state)
 
     def _predict(self, source: str, window: Window) -> PredictedWindow:
-        sample_id = f"{source}/{window.run}/{window.first}"
+        sample_id = CutWindow(source, window).sample_id
         return PredictedWindow(sample_id, window, self._serving.predict(window.inputs))
 
     def _store(self, source: str, windows: list[PredictedWindow], state: bytes) -> bool:
@@ -158,3 +221,8 @@ class WindowStream:
         if problem != self._problem:
             log.error("windows cannot be kept: %s", problem)
         self._problem = problem
+
+
+def _check_source(source: str) -> None:
+    if not 1 <= len(source.encode(errors="replace")) <= MAX_SOURCE_BYTES:
+        raise InvalidInput(f"readings: a source has 1 to {MAX_SOURCE_BYTES} bytes")

@@ -1,4 +1,4 @@
-"""Takes samples and labels in: read, answered, committed, and only then acknowledged.
+"""Takes samples, labels and readings in: read, answered, committed, and only then acknowledged.
 
 One thread beside the network's. What comes while it works is taken together, so that a busy
 device commits many samples in one wait for the disk.
@@ -10,16 +10,19 @@ import logging
 import threading
 from collections.abc import Callable
 
+from edge_client.mqtt.answering import Answering
 from edge_client.mqtt.counters import Counters
-from edge_client.mqtt.outbox import Answer, Outbox
+from edge_client.mqtt.outbox import Answer
 from edge_client.mqtt.payloads import read_label, read_sample
-from edge_client.mqtt.predictor import Predictor
+from edge_client.mqtt.readings import ReadingsIntake
 from edge_client.mqtt.settings import SchemaConfig
 from edge_client.sample_store import PreparedSample, SampleDatabase
+from edge_client.window_stream import Feed
 from fedge.backoff import Backoff
 from fedge.errors import FedgeError, InvalidSample, PayloadRejected, StoreError
 from fedge.mqtt.inbox import Inbox
 from fedge.mqtt.messages import Incoming
+from fedge.mqtt.topics import DeviceTopics
 
 MAX_BATCH = 64
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 30.0
@@ -32,12 +35,11 @@ class Intake:
 
     Args:
         schema: what samples and labels look like.
-        labels_topic: messages of this topic are labels, all others are samples.
+        topics: say what is a label and what are readings; all else are samples.
         samples: where samples are kept.
-        outbox: where predictions wait.
-        predictor: answers samples.
+        answering: answers them.
+        readings: takes a sensor's readings.
         counters: what is counted.
-        sent: called when predictions were put into the outbox.
         reconnect: called when messages had found no room and there is some again.
         inbox: messages that wait.
     """
@@ -45,23 +47,21 @@ class Intake:
     def __init__(
         self,
         schema: SchemaConfig,
-        labels_topic: str,
+        topics: DeviceTopics,
         samples: SampleDatabase,
-        outbox: Outbox,
-        predictor: Predictor,
+        answering: Answering,
+        readings: ReadingsIntake,
         counters: Counters,
         *,
-        sent: Callable[[], None],
         reconnect: Callable[[], None],
         inbox: Inbox | None = None,
     ) -> None:
         self._schema = schema
-        self._labels_topic = labels_topic
+        self._topics = topics
         self._samples = samples
-        self._outbox = outbox
-        self._predictor = predictor
+        self._answering = answering
+        self._readings = readings
         self._counters = counters
-        self._sent = sent
         self._reconnect = reconnect
         self._inbox = inbox or Inbox()
         self._stopping = threading.Event()
@@ -72,8 +72,8 @@ class Intake:
 
     @property
     def problem(self) -> str:
-        """Why samples are not taken in or not answered; or empty."""
-        return self._store_problem or self._predictor.problem
+        """Why what comes is not taken in or not answered; or empty."""
+        return self._store_problem or self._answering.problem
 
     def start(self) -> None:
         """Begin, in a thread."""
@@ -103,11 +103,15 @@ class Intake:
         """
         ready: list[PreparedSample] = []
         answers: list[Answer] = []
+        feeds: list[Feed] = []
         for message in messages:
             try:
-                if message.topic == self._labels_topic:
+                if message.topic == self._topics.labels:
                     self._keep_samples(ready, answers)
+                    self._readings.keep(feeds)
                     self._keep_label(message)
+                elif message.topic == self._topics.readings:
+                    feeds.append(self._readings.read(message))
                 else:
                     self._prepare(message, ready, answers)
             except PayloadRejected as error:
@@ -115,6 +119,7 @@ class Intake:
             except InvalidSample as error:
                 self._reject("invalid", error)
         self._keep_samples(ready, answers)
+        self._readings.keep(feeds)
         for message in messages:
             message.acknowledge()
 
@@ -129,7 +134,7 @@ class Intake:
                     self._retry.reset()
                 except StoreError as error:
                     if str(error) != self._store_problem:
-                        log.error("samples wait at the broker: %s", error)
+                        log.error("what comes waits at the broker: %s", error)
                     self._store_problem = str(error)
                     self._stopping.wait(self._retry.next_delay_s())
                 except Exception:
@@ -159,7 +164,7 @@ class Intake:
             source=sample.source,
             sequence=sample.sequence,
         )
-        answers.append(Answer(sample.source, sample.sequence, self._predictor.answer(sample)))
+        answers.append(self._answering.answer(sample, sample.source, sample.sequence))
         ready.append(prepared)
 
     def _keep_samples(self, ready: list[PreparedSample], answers: list[Answer]) -> None:
@@ -171,11 +176,9 @@ class Intake:
         if not ready:
             return
         self._samples.add_many(ready)
-        new = self._outbox.put_many(answers)
-        self._counters.add("samples_accepted", new)
+        self._counters.add("samples_accepted", self._answering.keep(answers))
         ready.clear()
         answers.clear()
-        self._sent()
 
     def _keep_label(self, message: Incoming) -> None:
         self._counters.add("labels_received")

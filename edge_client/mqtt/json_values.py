@@ -12,9 +12,12 @@ from fedge.errors import PayloadRejected
 
 _TYPES: dict[str, frozenset[type]] = {
     "float32": frozenset((int, float)),
+    "float64": frozenset((int, float)),
     "int32": frozenset((int,)),
     "int64": frozenset((int,)),
 }
+
+_REAL = ("float32", "float64")
 
 
 def read_object(payload: bytes) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def read_array(value: Any, shape: tuple[int, ...], dtype: str, what: str) -> npt
         raise PayloadRejected("type", f"{what} must be numbers of {dtype}")
     try:
         with np.errstate(over="ignore"):
-            array = np.array(flat, np.float64 if dtype == "float32" else np.int64).astype(dtype)
+            array = np.array(flat, np.float64 if dtype in _REAL else np.int64).astype(dtype)
     except OverflowError:
         raise PayloadRejected("number", f"{what} has a number beyond {dtype}") from None
     if not np.isfinite(array).all() or (dtype == "int32" and array.tolist() != flat):

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import cast
 
 from edge_client.mqtt.acks import read_acks
+from edge_client.mqtt.answering import Answering
 from edge_client.mqtt.counters import Counters
 from edge_client.mqtt.intake import Intake
 from edge_client.mqtt.outbox import Outbox
 from edge_client.mqtt.predictor import Predicting, Predictor
+from edge_client.mqtt.readings import ReadingsIntake
 from edge_client.mqtt.sender import Sender
 from edge_client.mqtt.settings import MqttConfig
 from edge_client.opened_later import OpenedLater
 from edge_client.sample_store import SampleDatabase
+from edge_client.window_stream import WindowStream
 from fedge.errors import FedgeError, PayloadRejected
 from fedge.mqtt.connection import Connection, LinkOptions, Verdict
 from fedge.mqtt.link import Link
@@ -27,6 +30,7 @@ PACKET_SLACK_BYTES = 64 * 1024
 MIN_LOOK_INTERVAL_S = 1.0
 COUNTED = (
     *("samples_received", "samples_accepted", "samples_unanswered", "labels_received"),
+    *("readings_messages_received", "readings_accepted", "windows_accepted"),
     "messages_postponed",
     *("predictions_sent", "predictions_resent", "predictions_delivered"),
     *("predictions_not_taken", "predictions_unheard", "predictions_too_large"),
@@ -44,6 +48,7 @@ class MqttPart:
         path: of the outbox.
         serving: answers samples.
         samples: keeps them.
+        stream: cuts readings into windows.
         look_now: called when a new version is announced.
     """
 
@@ -54,6 +59,7 @@ class MqttPart:
         path: Path,
         serving: Predicting,
         samples: SampleDatabase,
+        stream: WindowStream,
         look_now: Callable[[], None],
     ) -> None:
         self._topics = topics
@@ -66,14 +72,14 @@ class MqttPart:
         self._sender = Sender(
             self._outbox, topics.predictions, topics.device, config.outbox, counters
         )
+        answering = Answering(Predictor(serving, counters), self._outbox, self._sender.wake)
         self._intake = Intake(
             config.schema,
-            topics.labels,
+            topics,
             samples,
-            self._outbox,
-            Predictor(serving, counters),
+            answering,
+            ReadingsIntake(config.schema, stream, answering, counters),
             counters,
-            sent=self._sender.wake,
             reconnect=self._link.reconnect,
         )
 
@@ -124,7 +130,7 @@ class MqttPart:
 
     def on_message(self, message: Incoming) -> None:
         """Pass it on; whatever it is, nothing is raised into the network's thread."""
-        if message.topic in (self._topics.samples, self._topics.labels):
+        if message.topic in (self._topics.samples, self._topics.labels, self._topics.readings):
             self._intake.offer(message)
             return
         try:
@@ -148,7 +154,7 @@ class MqttPart:
 
 def link_options(config: MqttConfig, topics: DeviceTopics) -> LinkOptions:
     """Return what a device's link is for."""
-    filters = [topics.samples, topics.labels, topics.model]
+    filters = [topics.samples, topics.labels, topics.readings, topics.model]
     if config.outbox.acknowledge == "consumer":
         filters.append(topics.acks)
     return LinkOptions(

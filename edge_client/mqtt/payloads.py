@@ -116,13 +116,8 @@ def read_sample(message: Incoming, schema: SchemaConfig) -> Sample:
     Raises:
         PayloadRejected: it is not what was agreed on.
     """
-    _check_size(message, schema)
-    name = schema.format
-    if message.content_type:
-        name = CONTENT_TYPES.get(message.content_type.partition(";")[0].strip().lower(), "")
-    if not name:
-        raise PayloadRejected("content-type", f"must be one of {', '.join(CONTENT_TYPES)}")
-    return FORMATS[name]().read(message, schema)
+    check_size(message, schema)
+    return FORMATS[format_name(message, schema)]().read(message, schema)
 
 
 def read_label(message: Incoming, schema: SchemaConfig) -> Label:
@@ -131,7 +126,7 @@ def read_label(message: Incoming, schema: SchemaConfig) -> Label:
     Raises:
         PayloadRejected: it is not what was agreed on.
     """
-    _check_size(message, schema)
+    check_size(message, schema)
     found = read_object(message.payload)
     if "label" not in found:
         raise PayloadRejected("missing", "has no label")
@@ -161,6 +156,32 @@ def read_number(found: Mapping[str, Any], properties: Mapping[str, str]) -> tupl
     return str(source), sequence
 
 
+def format_name(message: Incoming, schema: SchemaConfig) -> str:
+    """Return how a payload is to be read: as its content type says, else as the schema does.
+
+    Raises:
+        PayloadRejected: the content type is none that can be read.
+    """
+    name = schema.format
+    if message.content_type:
+        name = CONTENT_TYPES.get(message.content_type.partition(";")[0].strip().lower(), "")
+    if not name:
+        raise PayloadRejected("content-type", f"must be one of {', '.join(CONTENT_TYPES)}")
+    return name
+
+
+def check_size(message: Incoming, schema: SchemaConfig) -> None:
+    """Refuse a payload that is too large to be read.
+
+    Raises:
+        PayloadRejected: says both sizes.
+    """
+    if len(message.payload) > schema.max_payload_bytes:
+        raise PayloadRejected(
+            "size", f"has {len(message.payload)} bytes, at most {schema.max_payload_bytes} are read"
+        )
+
+
 def make_sample_id(source: str, sequence: int) -> str:
     """Return the name of a sample on this device."""
     return f"{source}/{sequence}"
@@ -168,13 +189,6 @@ def make_sample_id(source: str, sequence: int) -> str:
 
 def _read_label(value: Any, schema: SchemaConfig) -> Array:
     return read_array(value, schema.label_shape, schema.label_dtype, "label")
-
-
-def _check_size(message: Incoming, schema: SchemaConfig) -> None:
-    if len(message.payload) > schema.max_payload_bytes:
-        raise PayloadRejected(
-            "size", f"has {len(message.payload)} bytes, at most {schema.max_payload_bytes} are read"
-        )
 
 
 def _is_text(value: object, max_bytes: int) -> bool:

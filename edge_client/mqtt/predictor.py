@@ -9,7 +9,6 @@ from typing import Protocol
 
 from edge_client.inference import Array, Prediction
 from edge_client.mqtt.counters import Counters
-from edge_client.mqtt.payloads import Sample
 from fedge.errors import FedgeError, InvalidInput, PayloadRejected
 
 
@@ -18,6 +17,26 @@ class Predicting(Protocol):
 
     def predict(self, inputs: Array) -> Prediction:
         """Answer one request."""
+
+
+class Question(Protocol):
+    """What is answered: a sample, or a window of readings."""
+
+    @property
+    def source(self) -> str:
+        """Who sent it."""
+
+    @property
+    def sequence(self) -> int:
+        """Its number there; of a window that of its first reading."""
+
+    @property
+    def sample_id(self) -> str:
+        """What it is labelled by."""
+
+    @property
+    def inputs(self) -> Array:
+        """What the model is asked."""
 
 
 class Predictor:
@@ -42,7 +61,7 @@ class Predictor:
         """Why samples are not answered; or empty."""
         return self._problem
 
-    def answer(self, sample: Sample) -> bytes | None:
+    def answer(self, sample: Question) -> bytes | None:
         """Return the prediction as a JSON object; None while there is no model that answers.
 
         Raises:
@@ -60,7 +79,7 @@ class Predictor:
         self._problem = ""
         return self._body(sample, prediction)
 
-    def _body(self, sample: Sample, prediction: Prediction) -> bytes:
+    def _body(self, sample: Question, prediction: Prediction) -> bytes:
         output, version = prediction.output, prediction.version
         # str gives the shortest decimals that are the same float32.
         values = [float(str(value)) for value in output.ravel()]

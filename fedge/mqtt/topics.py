@@ -32,6 +32,11 @@ class DeviceTopics:
         return self._of("samples")
 
     @property
+    def readings(self) -> str:
+        """A sensor's readings, which the device cuts into windows."""
+        return self._of("readings")
+
+    @property
     def labels(self) -> str:
         """Labels for samples that the device has, or will have."""
         return self._of("labels")

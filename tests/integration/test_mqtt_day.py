@@ -20,6 +20,7 @@ from fedge.mqtt.topics import DeviceTopics
 from server.mqtt.consumer import PredictionConsumer
 from server.mqtt.prediction_file import PredictionFile
 from tests.mosquitto import Mosquitto
+from tests.window_streams import no_windows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -55,7 +56,9 @@ class Day:
         outbox = OutboxConfig(max_bytes=max_bytes, acknowledge="consumer", resend_after_s=5.0)
         config = MqttConfig(broker=self.broker, schema=SchemaConfig(shape=(2,)), outbox=outbox)
         path = folder / "outbox.db"
-        self.part = MqttPart(config, TOPICS, path, self.model, self.samples, lambda: None)
+        self.part = MqttPart(
+            config, TOPICS, path, self.model, self.samples, no_windows(self.samples), lambda: None
+        )
         self.part.start()
         self.num_acknowledged = 0
 

@@ -9,18 +9,23 @@ import numpy as np
 import pytest
 
 from edge_client.inference import Array, Prediction, Version
+from edge_client.mqtt.answering import Answering
 from edge_client.mqtt.counters import Counters
 from edge_client.mqtt.intake import Intake
 from edge_client.mqtt.outbox import Outbox
 from edge_client.mqtt.predictor import Predictor
+from edge_client.mqtt.readings import ReadingsIntake
 from edge_client.mqtt.settings import OutboxConfig, SchemaConfig
 from edge_client.sample_store import SampleDatabase
 from edge_client.settings import StoreConfig
 from fedge.errors import InvalidInput, ModelError, StoreError
 from fedge.mqtt.inbox import Inbox
 from fedge.mqtt.messages import Incoming
+from fedge.mqtt.topics import DeviceTopics
+from tests.window_streams import no_windows
 
 DEADLINE_S = 30.0
+TOPICS = DeviceTopics("ward", "box")
 
 
 class Model:
@@ -43,14 +48,17 @@ class Bench:
         self.counters = Counters()
         self.acknowledged: list[int] = []
         self.num_reconnects = 0
+        schema = SchemaConfig(shape=(2,))
+        predictor = Predictor(self.model, self.counters, clock=lambda: 1.0)
+        answering = Answering(predictor, self.outbox, lambda: None)
+        stream = no_windows(self.samples)
         self.intake = Intake(
-            SchemaConfig(shape=(2,)),
-            "labels",
+            schema,
+            TOPICS,
             self.samples,
-            self.outbox,
-            Predictor(self.model, self.counters, clock=lambda: 1.0),
+            answering,
+            ReadingsIntake(schema, stream, answering, self.counters),
             self.counters,
-            sent=lambda: None,
             reconnect=self._reconnect,
             inbox=Inbox(max_messages=8),
         )
@@ -58,7 +66,7 @@ class Bench:
     def _reconnect(self) -> None:
         self.num_reconnects += 1
 
-    def message(self, number: int, payload: Any, topic: str = "samples") -> Incoming:
+    def message(self, number: int, payload: Any, topic: str = TOPICS.samples) -> Incoming:
         content = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         return Incoming(topic, content, acknowledge=lambda: self.acknowledged.append(number))
 
@@ -135,7 +143,7 @@ def test_bad_messages_are_counted_acknowledged_and_in_nobodys_way(bench: Bench) 
             bench.message(1, b"\xff"),
             bench.sample(2),
             bench.message(3, {"source": "s", "sequence": 1, "input": [1, 2, 3]}),
-            bench.message(4, {"sample_id": "s/2", "label": "x"}, "labels"),
+            bench.message(4, {"sample_id": "s/2", "label": "x"}, TOPICS.labels),
             bench.sample(5),
         ]
     )
@@ -149,10 +157,10 @@ def test_bad_messages_are_counted_acknowledged_and_in_nobodys_way(bench: Bench) 
 def test_a_label_finds_its_sample_before_and_after_it(bench: Bench) -> None:
     bench.intake.work(
         [
-            bench.message(0, {"sample_id": "s/1", "label": 6}, "labels"),
+            bench.message(0, {"sample_id": "s/1", "label": 6}, TOPICS.labels),
             bench.sample(1),
             bench.sample(2),
-            bench.message(3, {"source": "s", "sequence": 2, "label": 7}, "labels"),
+            bench.message(3, {"source": "s", "sequence": 2, "label": 7}, TOPICS.labels),
         ]
     )
     assert bench.samples.labelled("train").targets.tolist() == [6, 7]

@@ -19,6 +19,7 @@ from fedge.mqtt.settings import BrokerConfig
 from fedge.mqtt.topics import DeviceTopics
 from tests.mosquitto import Mosquitto, free_port
 from tests.mqtt_source import Source
+from tests.window_streams import no_windows
 
 DEADLINE_S = 60.0
 TOPICS = DeviceTopics("ward", "box")
@@ -52,7 +53,9 @@ class Bench:
 
     def open(self) -> MqttPart:
         path = self._folder / "outbox.db"
-        part = MqttPart(self._config, TOPICS, path, Sum(), self.samples, self._look)
+        part = MqttPart(
+            self._config, TOPICS, path, Sum(), self.samples, no_windows(self.samples), self._look
+        )
         part.start()
         return part
 

@@ -62,6 +62,7 @@ def test_acknowledgements_are_listened_to_only_where_they_count() -> None:
     topics = DeviceTopics("f", "d")
     plain = link_options(MqttConfig(), topics)
     assert plain.client_id == "fedge-f-d"
-    assert list(plain.subscriptions) == ["fedge/f/d/samples", "fedge/f/d/labels", "fedge/f/model"]
+    names = ("d/samples", "d/labels", "d/readings", "model")
+    assert list(plain.subscriptions) == [f"fedge/f/{name}" for name in names]
     consumer = build(MqttConfig, {"outbox": {"acknowledge": "consumer"}})
     assert "fedge/f/d/acks" in link_options(consumer, topics).subscriptions
