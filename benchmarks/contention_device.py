@@ -25,6 +25,7 @@ from edge_client.model_store import ModelStore
 from edge_client.process_worker import ProcessWorker
 from edge_client.registry_client import RegistryClient
 from edge_client.release_public_key import load_release_key
+from edge_client.responsive import be_responsive
 from edge_client.rollout import Rollout
 from edge_client.sample_store import SampleDatabase
 from edge_client.service import DeviceStatus, InferenceService, serve
@@ -265,6 +266,7 @@ def main() -> None:
     settings = DeviceSettings(**json.loads(sys.stdin.readline()))
     with ExitStack() as stack:
         device = Device(settings, stack)
+        be_responsive()  # as the daemon is
         print(json.dumps({"ready": True}), flush=True)
         for line in sys.stdin:
             command = json.loads(line)

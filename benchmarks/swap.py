@@ -28,6 +28,7 @@ from edge_client.crash_guard import CrashGuard
 from edge_client.inference import Array, Engine, Serving, Version
 from edge_client.model_store import ModelStore
 from edge_client.rollout import Rollout
+from edge_client.responsive import be_responsive
 from edge_client.sample_store import SampleDatabase
 from edge_client.service import DeviceStatus, InferenceService, serve
 from edge_client.settings import InferenceConfig, ModelsConfig, StoreConfig
@@ -76,6 +77,7 @@ Ask = Callable[[Array], tuple[Array, str]]
 
 def measure(*, quick: bool) -> dict[str, Any]:
     """Return failed and mixed answers, latencies beside swaps, and what a swap takes."""
+    be_responsive()  # as the daemon is
     swaps = QUICK_SWAPS if quick else NUM_SWAPS
     results = {}
     for name, hidden in SIZES.items():
