@@ -108,7 +108,7 @@ class Intake:
             try:
                 if message.topic == self._topics.labels:
                     self._keep_samples(ready, answers)
-                    self._readings.keep(feeds)
+                    self._keep_readings(feeds)
                     self._keep_label(message)
                 elif message.topic == self._topics.readings:
                     feeds.append(self._readings.read(message))
@@ -119,7 +119,7 @@ class Intake:
             except InvalidSample as error:
                 self._reject("invalid", error)
         self._keep_samples(ready, answers)
-        self._readings.keep(feeds)
+        self._keep_readings(feeds)
         for message in messages:
             message.acknowledge()
 
@@ -180,13 +180,23 @@ class Intake:
         ready.clear()
         answers.clear()
 
+    def _keep_readings(self, feeds: list[Feed]) -> None:
+        """Take readings in; drop those whose windows neither model nor store can take."""
+        try:
+            self._readings.keep(feeds)
+        except PayloadRejected as error:
+            self._reject(error.reason, error, len(feeds))
+        except InvalidSample as error:
+            self._reject("invalid", error, len(feeds))
+        feeds.clear()
+
     def _keep_label(self, message: Incoming) -> None:
         self._counters.add("labels_received")
         label = read_label(message, self._schema)
         self._samples.label(label.sample_id, label.target, wait=True)
 
-    def _reject(self, reason: str, error: FedgeError) -> None:
-        self._counters.add(f"rejected_{reason.replace('-', '_')}")
+    def _reject(self, reason: str, error: FedgeError, number: int = 1) -> None:
+        self._counters.add(f"rejected_{reason.replace('-', '_')}", number)
         if reason not in self._told:
             self._told.add(reason)
             log.warning("a message is dropped, more like it are only counted: %s", error)

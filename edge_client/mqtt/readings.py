@@ -73,6 +73,8 @@ class ReadingsIntake:
         """Take readings in, in one step, and empty the list.
 
         Raises:
+            PayloadRejected: the model takes something else than the task's windows.
+            InvalidSample: the store is too small for one window.
             StoreError: the disk does not take them; nothing was taken in.
         """
         if not feeds:

@@ -19,7 +19,14 @@ from edge_client.mqtt.settings import OutboxConfig, SchemaConfig
 from edge_client.sample_store import SampleDatabase
 from edge_client.settings import StoreConfig
 from edge_client.window_stream import WindowStream
-from fedge.errors import ConfigError, ModelError, PayloadRejected, StoreError
+from fedge.errors import (
+    ConfigError,
+    InvalidInput,
+    InvalidSample,
+    ModelError,
+    PayloadRejected,
+    StoreError,
+)
 from fedge.mqtt.messages import Incoming
 from fedge.mqtt.topics import DeviceTopics
 from fedge.windows import Readings, WindowSpec, cut_windows
@@ -213,6 +220,34 @@ def test_a_task_without_windows_and_a_schema_of_another_shape_drop_readings(
     assert counted["rejected_model_input_total"] == 1
     assert device.acknowledged == [0, 0]
     assert device.bodies() == []
+
+
+def test_windows_that_do_not_fit_the_model_cost_no_label(device: Device) -> None:
+    device.model.error = InvalidInput("expected shape [8]")
+    label = {"sample_id": "camera/1", "label": 1}
+    device.intake.work(
+        [
+            device.message(0, 4),
+            device.message(4, 4),
+            Incoming(TOPICS.labels, json.dumps(label).encode()),
+        ]
+    )
+    assert device.acknowledged == [0, 4]
+    assert device.counters.snapshot()["rejected_model_input_total"] == 2
+    assert device.samples.figures().waiting_labels == 1
+    assert "does not fit the model" in device.intake.problem
+
+
+def test_a_window_larger_than_the_store_is_dropped_by_reason(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise InvalidSample("raise store.max_bytes")
+
+    monkeypatch.setattr(device.samples, "prepare", refuse)
+    device.intake.work([device.message(0, 4)])
+    assert device.acknowledged == [0]
+    assert device.counters.snapshot()["rejected_invalid_total"] == 1
 
 
 def test_readings_wait_while_it_is_not_known_how_they_are_cut(device: Device) -> None:
