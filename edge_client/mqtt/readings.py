@@ -90,9 +90,9 @@ class ReadingsIntake:
             question = _WindowQuestion(each.source, first, each.sample_id, each.window.inputs)
             # Numbers without gaps, where windows touch, so that the outbox counts none.
             number = first // min(spec.size, spec.hop)
-            answers.append(
-                self._answering.answer(question, f"windows of {each.source}/{run}", number)
-            )
+            # Cut otherwise, after an update, they are numbered otherwise.
+            counted_as = f"windows {spec.digest[:8]} of {each.source}/{run}"
+            answers.append(self._answering.answer(question, counted_as, number))
         self._counters.add("windows_accepted", self._answering.keep(answers))
 
     def _spec(self) -> WindowSpec:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,15 @@ class Device:
         self.acknowledged: list[int] = []
         self.start()
 
-    def start(self, stream: WindowStream | None = None, schema: SchemaConfig = SCHEMA) -> None:
+    def start(
+        self,
+        stream: WindowStream | None = None,
+        schema: SchemaConfig = SCHEMA,
+        spec: WindowSpec = SPEC,
+    ) -> None:
         self.samples = SampleDatabase(self._folder / "s.db", StoreConfig(holdout_fraction=0.0))
         self.outbox = Outbox(self._folder / "o.db", OutboxConfig(), clock=lambda: 0.0)
-        stream = stream or stream_of(SPEC, self.samples)
+        stream = self.stream = stream or stream_of(spec, self.samples)
         predictor = Predictor(self.model, self.counters, clock=lambda: 1.0)
         answering = Answering(predictor, self.outbox, lambda: None)
         readings = ReadingsIntake(schema, stream, answering, self.counters)
@@ -146,6 +152,16 @@ def test_kills_and_repeats_anywhere_lose_and_double_no_window(
     assert [body["source_sequence"] for body in bodies] == [2 * n for n in range(len(expected))]
     assert device.samples.counts() == (0, len(expected))
     device.kill()
+
+
+def test_windows_of_an_updated_task_are_answered_although_their_numbers_begin_lower(
+    device: Device,
+) -> None:
+    device.intake.work([device.message(0, 40)])
+    device.kill()
+    device.start(spec=replace(SPEC, hop=4))
+    device.intake.work([device.message(40, 8)])
+    assert [body["source_sequence"] for body in device.bodies()][-3:] == [36, 40, 44]
 
 
 def test_packed_readings_give_the_same_windows(device: Device) -> None:
