@@ -32,7 +32,7 @@ from fedge.task import Examples, Split
 log = logging.getLogger(__name__)
 
 MAX_ID_BYTES = 256
-MAX_STREAMS = 64
+MAX_STREAMS = 256
 ROW_OVERHEAD_BYTES = 128  # what SQLite and the other columns take, roughly
 
 
@@ -194,9 +194,10 @@ class SampleDatabase(Closing):
             )
 
     def stream_states(self) -> dict[str, bytes]:
-        """Return what `add_many` was given last, by source."""
+        """Return what `add_many` was given last, by source, the one written last at the end."""
+        query = "SELECT source, state FROM stream_states ORDER BY written"
         with self._lock, mapped_errors(self._path):
-            return dict(self._connection.execute("SELECT source, state FROM stream_states"))
+            return dict(self._connection.execute(query))
 
     def labelled(self, split: Split) -> Examples:
         """Return the labelled samples of one split; see `SampleReader.labelled`."""

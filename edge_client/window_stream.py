@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edge_client.inference import Prediction, Serving
-from edge_client.sample_store import MAX_ID_BYTES, SampleDatabase
+from edge_client.sample_store import MAX_ID_BYTES, MAX_STREAMS, SampleDatabase
 from fedge.errors import InvalidInput, ModelError, StoreError
 from fedge.windows import Readings, Window, WindowCounts, Windower, WindowSpec
 
@@ -127,7 +127,7 @@ class WindowStream:
             windows = [self._predict(source, window) for window in windower.push(readings)]
             state = windower.to_bytes()
             stored = self._store(source, windows, state)
-            self._states[source] = state
+            self._remember({source: state})
         return Fed(windows, windower.next_sequence, stored)
 
     def take_in(self, feeds: Sequence[Feed], keep_first: Callable[[list[CutWindow]], None]) -> None:
@@ -161,7 +161,8 @@ class WindowStream:
             prepare = self._samples.prepare
             samples = [prepare(each.sample_id, each.window.inputs) for each in windows]
             self._samples.add_many(samples, states)
-            self._states.update(states)
+            self._problem = ""
+            self._remember(states)
 
     def spec(self) -> WindowSpec:
         """Return how the task cuts readings.
@@ -197,6 +198,14 @@ class WindowStream:
             self._report(str(error))
         else:
             self._places_read = True
+
+    def _remember(self, states: Mapping[str, bytes]) -> None:
+        """Keep the places of the streams fed last: as many as the database does."""
+        for source, state in states.items():
+            self._states.pop(source, None)
+            self._states[source] = state
+        for oldest in list(self._states)[:-MAX_STREAMS]:
+            del self._states[oldest]
 
     def _windower(self, spec: WindowSpec, source: str) -> Windower:
         state = self._states.get(source)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from edge_client.inference import Engine, Serving, Version
 from edge_client.readings_service import ReadingsServer, serve_readings
-from edge_client.sample_store import MAX_STREAMS, SampleDatabase
+from edge_client.sample_store import SampleDatabase
 from edge_client.settings import StoreConfig
 from edge_client.tensors import make_tensor, read_tensor
-from edge_client.window_stream import Fed, WindowStream
+from edge_client.window_stream import Fed, Feed, WindowStream
 from fedge.channels import client_channel
 from fedge.errors import InvalidInput, ModelError, StoreError, TransportError
 from fedge.settings import TlsConfig
@@ -100,14 +100,34 @@ def test_sources_have_streams_of_their_own(stream: WindowStream) -> None:
     assert stream.counts()["a"].windows == 1
 
 
-def test_of_too_many_sources_the_last_ones_are_known_after_a_restart(
-    stream: WindowStream, samples: SampleDatabase
+def test_of_too_many_sources_the_last_ones_are_known_before_and_after_a_restart(
+    stream: WindowStream, samples: SampleDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(MAX_STREAMS + 2):
-        stream.feed(f"s-{number}", readings_of(0, 1))
-    states = samples.stream_states()
-    assert len(states) == MAX_STREAMS
-    assert {"s-0", "s-1"}.isdisjoint(states)
+    for module in ("sample_store", "window_stream"):
+        monkeypatch.setattr(f"edge_client.{module}.MAX_STREAMS", 3)
+    for name in ("a", "b", "c", "a", "d"):
+        stream.feed(name, readings_of(stream.feed(name).next_sequence, 1))
+    stream.take_in([Feed("e", readings_of(0, 1))], lambda _: None)
+    again = WindowStream(lambda: SPEC, serving(), samples)
+    assert again.takes_readings()
+    for each in (stream, again):
+        assert list(each.counts()) == ["a", "d", "e"]
+        assert each.feed("a").next_sequence == 2
+
+
+def test_a_problem_of_the_disk_is_over_once_readings_are_taken_in(
+    stream: WindowStream, samples: SampleDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise StoreError("the disk is read-only")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(samples, "stream_states", fail)
+        with pytest.raises(StoreError):
+            stream.take_in([Feed("s", readings_of(0, 4))], lambda _: None)
+    assert "read-only" in stream.problem
+    stream.take_in([Feed("s", readings_of(0, 4))], lambda _: None)
+    assert stream.problem == ""
 
 
 def test_without_a_model_nothing_is_taken(samples: SampleDatabase) -> None:
