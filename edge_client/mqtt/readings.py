@@ -25,6 +25,8 @@ from fedge.errors import FedgeError, ModelError, PayloadRejected, StoreError
 from fedge.mqtt.messages import Incoming
 from fedge.windows import Readings, WindowSpec
 
+MAX_BYTES_TOGETHER = 8 * 2**20  # of the windows that are committed in one step
+
 
 @dataclass(frozen=True)
 class _WindowQuestion:
@@ -70,18 +72,19 @@ class ReadingsIntake:
         return read_readings(message, self._schema)
 
     def keep(self, feeds: list[Feed]) -> None:
-        """Take readings in, in one step, and empty the list.
+        """Take readings in, each message's in one step, and remove them from the list.
 
         Raises:
             PayloadRejected: the model takes something else than the task's windows.
             InvalidSample: the store is too small for one window.
-            StoreError: the disk does not take them; nothing was taken in.
+            StoreError: the disk does not take them; none of those left were taken in.
         """
-        if not feeds:
-            return
-        self._stream.take_in(feeds, partial(self._answer, self._spec()))
-        self._counters.add("readings_accepted", sum(len(each.readings) for each in feeds))
-        feeds.clear()
+        while feeds:
+            spec = self._spec()
+            together = _first_of(feeds, spec)
+            self._stream.take_in(together, partial(self._answer, spec))
+            self._counters.add("readings_accepted", sum(len(each.readings) for each in together))
+            del feeds[: len(together)]
 
     def _answer(self, spec: WindowSpec, windows: list[CutWindow]) -> None:
         answers = []
@@ -111,6 +114,19 @@ class ReadingsIntake:
                 f"cannot be used: mqtt.schema.shape is {list(self._schema.shape)}, the task's "
                 f"windows are {[spec.size, spec.num_channels]}",
             )
+
+
+def _first_of(feeds: list[Feed], spec: WindowSpec) -> list[Feed]:
+    """Return the first readings, at least one message's, whose windows take little memory.
+
+    What a hop of one makes of a backlog is many times its size.
+    """
+    window_bytes, taken_bytes = 4 * spec.size * spec.num_channels, 0.0
+    for number, each in enumerate(feeds):
+        taken_bytes += window_bytes * len(each.readings) / spec.hop
+        if taken_bytes > MAX_BYTES_TOGETHER and number:
+            return feeds[:number]
+    return feeds[:]
 
 
 def read_readings(message: Incoming, schema: SchemaConfig) -> Feed:

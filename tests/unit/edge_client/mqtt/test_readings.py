@@ -164,6 +164,25 @@ def test_windows_of_an_updated_task_are_answered_although_their_numbers_begin_lo
     assert [body["source_sequence"] for body in device.bodies()][-3:] == [36, 40, 44]
 
 
+def test_a_backlog_is_taken_in_a_few_messages_at_a_time(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window_bytes = 4 * SPEC.size * SPEC.num_channels
+    monkeypatch.setattr("edge_client.mqtt.readings.MAX_BYTES_TOGETHER", 5 * window_bytes)
+    sizes: list[int] = []
+    add_many = device.samples.add_many
+
+    def note(samples: Any, states: Any) -> list[bool]:
+        sizes.append(len(samples))
+        return add_many(samples, states)
+
+    monkeypatch.setattr(device.samples, "add_many", note)
+    device.intake.work([device.message(4 * n, 4) for n in range(5)] + [device.message(20, 20)])
+    assert sizes == [3, 4, 2, 10]
+    assert len(device.bodies()) == len(_expected(40))
+    assert len(device.acknowledged) == 6
+
+
 def test_packed_readings_give_the_same_windows(device: Device) -> None:
     properties = {"source": "press", "sequence": "0", "time_s": "5.5", "interval_s": "0.1"}
     payload = _values(0, 6).astype("<f4").tobytes()
