@@ -130,8 +130,11 @@ class WindowStream:
             self._remember({source: state})
         return Fed(windows, windower.next_sequence, stored)
 
-    def take_in(self, feeds: Sequence[Feed], keep_first: Callable[[list[CutWindow]], None]) -> None:
+    def take_in(self, feeds: Sequence[Feed], keep_first: Callable[[list[CutWindow]], None]) -> int:
         """Take all readings in, or nothing: for a sender that keeps them until then.
+
+        Returns:
+            How many of them had come before, and were dropped.
 
         Args:
             feeds: in order.
@@ -151,6 +154,7 @@ class WindowStream:
             if not self._places_read:
                 raise StoreError(self._problem)
             windowers = {each.source: self._windower(spec, each.source) for each in feeds}
+            repeated_before = _repeated(windowers)
             windows = [
                 CutWindow(each.source, window)
                 for each in feeds
@@ -163,6 +167,7 @@ class WindowStream:
             self._samples.add_many(samples, states)
             self._problem = ""
             self._remember(states)
+            return _repeated(windowers) - repeated_before
 
     def spec(self) -> WindowSpec:
         """Return how the task cuts readings.
@@ -230,6 +235,10 @@ class WindowStream:
         if problem != self._problem:
             log.error("windows cannot be kept: %s", problem)
         self._problem = problem
+
+
+def _repeated(windowers: Mapping[str, Windower]) -> int:
+    return sum(windower.counts.repeated for windower in windowers.values())
 
 
 def _check_source(source: str) -> None:

@@ -30,7 +30,7 @@ PACKET_SLACK_BYTES = 64 * 1024
 MIN_LOOK_INTERVAL_S = 1.0
 COUNTED = (
     *("samples_received", "samples_accepted", "samples_unanswered", "labels_received"),
-    *("readings_messages_received", "readings_accepted", "windows_accepted"),
+    *("readings_messages_received", "readings_accepted", "readings_repeated", "windows_accepted"),
     "messages_postponed",
     *("predictions_sent", "predictions_resent", "predictions_delivered"),
     *("predictions_not_taken", "predictions_unheard", "predictions_too_large"),

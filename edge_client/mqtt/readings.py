@@ -82,8 +82,10 @@ class ReadingsIntake:
         while feeds:
             spec = self._spec()
             together = _first_of(feeds, spec)
-            self._stream.take_in(together, partial(self._answer, spec))
-            self._counters.add("readings_accepted", sum(len(each.readings) for each in together))
+            repeated = self._stream.take_in(together, partial(self._answer, spec))
+            number = sum(len(each.readings) for each in together)
+            self._counters.add("readings_accepted", number - repeated)
+            self._counters.add("readings_repeated", repeated)
             del feeds[: len(together)]
 
     def _answer(self, spec: WindowSpec, windows: list[CutWindow]) -> None:

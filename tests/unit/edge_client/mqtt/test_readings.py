@@ -164,6 +164,13 @@ def test_windows_of_an_updated_task_are_answered_although_their_numbers_begin_lo
     assert [body["source_sequence"] for body in device.bodies()][-3:] == [36, 40, 44]
 
 
+def test_readings_that_came_before_are_counted_apart(device: Device) -> None:
+    device.intake.work([device.message(0, 4), device.message(2, 4), device.message(0, 4)])
+    counted = device.counters.snapshot()
+    assert counted["readings_accepted_total"] == 6
+    assert counted["readings_repeated_total"] == 6
+
+
 def test_a_backlog_is_taken_in_a_few_messages_at_a_time(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
