@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from edge_client.crash_guard import CrashGuard
+from edge_client.crash_guard import Blame, CrashGuard
 from edge_client.inference import Engine, Serving
 from edge_client.local_voice import Comparison, LocalVoice
 from edge_client.model_store import ModelStore, Prepared, StoredVersion, version_id
@@ -95,11 +95,11 @@ class Rollout:
         """
         if self._guard is not None:
             blame = self._guard.open(crashed=crashed)
-            if blame.allow:
-                log.warning("the version before dies too: %.12s is served again", blame.allow)
-                self.store.choices.allow(blame.allow)
-            if blame.refuse not in ("", SHIPPED):
-                self._refuse(blame.refuse, "the daemon died again and again soon after it served")
+            try:
+                self._heed(blame)
+            except ModelError as error:  # a disk that takes no note must not end predictions
+                log.error("%s; the version to blame serves again", error)
+                self.problem = str(error)
         try:
             self._serve_best()
         except ModelError as error:
@@ -289,11 +289,18 @@ class Rollout:
             self._refuse(self._served, comparison.reason, comparison)
             self._serve_best()
 
+    def _heed(self, blame: Blame) -> None:
+        if blame.allow:
+            log.warning("the version before dies too: %.12s is served again", blame.allow)
+            self.store.choices.allow(blame.allow)
+        if blame.refuse not in ("", SHIPPED):
+            self._refuse(blame.refuse, "the daemon died again and again soon after it served")
+
     def _refuse(self, id: str, reason: str, comparison: Comparison | None = None) -> None:
         """Let a version never serve again."""
+        self.store.choices.refuse(id, reason)
         log.error("version %.12s is taken out of service: %s", id, reason)
         self.problem = f"a version was taken out of service: {reason}"
-        self.store.choices.refuse(id, reason)
         self._choices_stamp = self.store.choices.stamp()
         self._note(id, Fate.ROLLED_BACK, reason, comparison)
 

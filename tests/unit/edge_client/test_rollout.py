@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -241,6 +242,25 @@ def _only_forward(guard: CrashGuard) -> Callable[[str], str]:
         return trying(version) if version == id_of(2) else version
 
     return note
+
+
+def test_a_device_whose_disk_turned_read_only_serves_however_often_it_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(tmp_path)
+    device.take(publish(1))
+    device.take(publish(2))
+    for _ in range(CONFIG.max_crashes - 1):
+        Device(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for module in ("version_choices", "crash_guard"):
+        monkeypatch.setattr(f"edge_client.{module}.write_atomically", fail)
+    device = Device(tmp_path)
+    assert device.round == 2
+    assert "Read-only file system" in device.rollout.problem
 
 
 def test_where_every_version_dies_the_newest_is_served_again(tmp_path: Path) -> None:
