@@ -31,7 +31,7 @@ from edge_client.supernode import NodeLoop
 from edge_client.task_description import Description
 from edge_client.worker_frames import ProcessSettings
 from fedge.durable import append_line
-from fedge.errors import ConfigError, PrivacyError
+from fedge.errors import ConfigError, PrivacyError, StoreError
 from fedge.flower_internals import NodeConnection
 
 _log = logging.getLogger(__name__)
@@ -79,7 +79,12 @@ class Learning:
         """Open what remembers rounds; return what puts the personal layers in it into a model."""
         if not self._config.node.superlink and not self._folder.replies.exists():
             return None
-        self._replies = FileReplyStore(self._folder.replies)
+        try:
+            self._replies = FileReplyStore(self._folder.replies)
+        except StoreError as error:
+            _log.error("%s; this device predicts and does not train", error)
+            self._problem = str(error)
+            return None
         return compose_from(self._replies)
 
     def start(self, stack: ExitStack, store: ModelStore, serving: Serving) -> None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import stat
 import subprocess
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from edge_client.device_id import load_device_id
 from edge_client.learning import Learning
 from edge_client.participant import TrainedRound
 from edge_client.release_public_key import load_release_key
@@ -30,6 +32,24 @@ def test_rounds_are_noted_as_json_lines(tmp_path: Path) -> None:
         "epsilon": 1.25,
         "finished_at": 1.7e9,
     }
+
+
+def test_what_a_full_disk_does_not_take_costs_no_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    config = EdgeConfig(state_dir=tmp_path, registry=RegistryClientConfig(address=""))
+    learning = Learning(config, StateFolder(tmp_path))
+    with monkeypatch.context() as full:
+        full.setattr("edge_client.device_id.write_atomically", fail)
+        full.setattr(Path, "mkdir", fail)
+        assert len(load_device_id(tmp_path)) == 32
+        assert learning.open_replies() is None
+    assert "No space left" in learning.problem
+    kept = load_device_id(tmp_path)
+    assert load_device_id(tmp_path) == kept
 
 
 def test_a_folder_is_used_by_one_daemon_at_a_time(tmp_path: Path) -> None:
