@@ -167,8 +167,12 @@ class _Turns:
         turn.acquire()
         with self._changing:
             self._waiting.append(turn)
-        self._hand_over_if_free()  # whoever had it may have left before we were in the line
-        turn.acquire()
+        try:
+            self._hand_over_if_free()  # whoever had it may have left before we were in the line
+            turn.acquire()
+        except BaseException:  # Ctrl-C: a turn given to one who is gone would never end
+            self._step_out(turn)
+            raise
 
     def leave(self) -> None:
         """Let the next have it, if one waits."""
@@ -178,6 +182,13 @@ class _Turns:
         self._taken.release()
         if self._waiting:  # one who came in between found it taken
             self._hand_over_if_free()
+
+    def _step_out(self, turn: threading.Lock) -> None:
+        with self._changing:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+                return
+        self.leave()  # it was given to us meanwhile
 
     def _hand_over_if_free(self) -> None:
         if self._taken.acquire(False):

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 import threading
@@ -129,6 +130,27 @@ def test_turns_are_taken_by_one_at_a_time_and_none_is_forgotten() -> None:
     assert (most, len(taken)) == (1, 12_000)
     turns.take()  # it is free again
     turns.leave()
+
+
+def test_one_who_is_interrupted_while_waiting_leaves_the_line() -> None:
+    turns, next_one_has_it = _Turns(), threading.Event()
+    turns.take()
+
+    def interrupt_the_one_who_waits() -> None:
+        while not turns._waiting:
+            pass
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def take() -> None:
+        turns.take()
+        next_one_has_it.set()
+
+    threading.Thread(target=interrupt_the_one_who_waits, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        turns.take()
+    turns.leave()
+    threading.Thread(target=take, daemon=True).start()
+    assert next_one_has_it.wait(30)
 
 
 def test_counts_are_right_across_threads() -> None:
