@@ -15,7 +15,6 @@ import numpy as np
 
 from edge_client.inference import Array, Engine, Predictor, Version
 from edge_client.settings import InferenceConfig
-from fedge.errors import ModelError
 
 
 def preparation(config: InferenceConfig) -> Callable[[Engine], Predictor] | None:
@@ -136,7 +135,7 @@ class MicroBatcher:
     def _answer_together(self, batch: list[_Waiting]) -> bool:
         try:
             outputs = self._engine.predict(np.stack([each.inputs for each in batch]))
-        except ModelError:
+        except Exception:  # whoever it is of gets it; those who wait must not wait for ever
             return False
         for each, output in zip(batch, outputs, strict=True):
             each.output = output

@@ -25,6 +25,7 @@ class GatedEngine:
         self.input_shape = (1,)
         self.calls: list[int] = []
         self.may_answer = threading.Event()
+        self.failure: Exception = ModelError("the TFLite runtime failed")
 
     def check(self, inputs: Any) -> None:
         if not np.isfinite(inputs).all():
@@ -34,7 +35,7 @@ class GatedEngine:
         self.calls.append(1 if inputs.shape == (1,) else len(inputs))
         assert self.may_answer.wait(30)
         if (inputs == POISON).any():
-            raise ModelError("the TFLite runtime failed")
+            raise self.failure
         return 2 * inputs
 
 
@@ -115,6 +116,18 @@ def test_what_fails_in_a_batch_fails_alone() -> None:
     with pytest.raises(ModelError, match="runtime failed"):
         futures[1].result(30)
     assert batcher.predict(one(5)) == 10
+
+
+def test_whatever_fails_in_a_batch_lets_nobody_wait_for_ever() -> None:
+    engine = GatedEngine()
+    engine.failure = MemoryError("no room for the batch")
+    batcher = MicroBatcher(cast("Engine", engine), 8, 0)
+    with busy(engine, batcher, [1, POISON, 3]) as futures:
+        engine.may_answer.set()
+    assert [futures[n].result(30) for n in (0, 2)] == [2, 6]
+    with pytest.raises(MemoryError):
+        futures[1].result(30)
+    assert batcher.predict(one(4)) == 8
 
 
 def test_a_batch_of_the_caller_shares_no_call() -> None:
