@@ -104,6 +104,7 @@ class SlotFile:
             os.replace(beside, self._path)
         except OSError:
             os.close(descriptor)
+            beside.unlink(missing_ok=True)  # what it took of a full disk others need
             raise
         self._descriptor = descriptor
 

@@ -1,3 +1,4 @@
+import errno
 import os
 import random
 import signal
@@ -103,6 +104,16 @@ def test_a_file_that_cannot_be_written_is_logged_once(
     assert file.read() is None
     assert len(caplog.records) == 1
     assert "cannot be written" in caplog.text
+
+
+def test_a_full_disk_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int, at: int, count: int) -> None:
+        os.ftruncate(descriptor, (at + count) // 2)  # what there was room for
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    SlotFile(tmp_path / "steps", KEY).write(b"one")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_has_one_length(tmp_path: Path) -> None:
