@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from edge_client.inference import Array, Prediction
 from edge_client.mqtt.counters import Counters
@@ -81,8 +82,7 @@ class Predictor:
 
     def _body(self, sample: Question, prediction: Prediction) -> bytes:
         output, version = prediction.output, prediction.version
-        # str gives the shortest decimals that are the same float32.
-        values = [float(str(value)) for value in output.ravel()]
+        values = [_number(value) for value in output.ravel()]
         body = {
             "source": sample.source,
             "source_sequence": sample.sequence,
@@ -94,3 +94,9 @@ class Predictor:
             "predicted_at": round(self._clock(), 3),
         }
         return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _number(value: Any) -> float | None:
+    """Return a number for JSON, which has no NaN and no infinity."""
+    number = float(str(value))  # str gives the shortest decimals that are the same float32
+    return number if math.isfinite(number) else None

@@ -103,6 +103,18 @@ def test_a_sample_is_kept_answered_and_then_acknowledged(bench: Bench) -> None:
     assert bench.acknowledged == [3]
 
 
+def test_outputs_that_are_no_numbers_are_null(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = np.array([np.nan, 0.1, np.inf], np.float32)
+    monkeypatch.setattr(bench.model, "predict", lambda _: Prediction(outputs, Version(4, "a"), 1.0))
+    bench.intake.work([bench.sample(3)])
+    [row] = bench.outbox.head(0, 10)
+    assert b"NaN" not in row.body
+    assert b"Infinity" not in row.body
+    assert json.loads(row.body)["output"] == [None, 0.1, None]
+
+
 def test_a_duplicate_is_acknowledged_and_answered_once(bench: Bench) -> None:
     bench.intake.work([bench.sample(1), bench.sample(2), bench.sample(1)])
     bench.intake.work([bench.sample(2)])
