@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from edge_client.state_version import LOCK_FILE, MIGRATIONS, Migrations, bring_up_to_date
+from fedge.durable import remove_cut_off
 from fedge.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class StateFolder:
         with contextlib.suppress(OSError):  # the number helps a person; the lock needs none
             os.ftruncate(descriptor, 0)
             os.write(descriptor, str(os.getpid()).encode())
+        with contextlib.suppress(OSError):  # it takes room, no more
+            remove_cut_off(self.path)
         try:
             bring_up_to_date(self.path, self._migrations)
         except BaseException:

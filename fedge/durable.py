@@ -8,6 +8,7 @@ a kill loses nothing, a power cut may lose or damage what was written last.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 _synced: ContextVar[bool] = ContextVar("synced", default=True)
+_BESIDE = re.compile(r"\.(\d+)-\d+\.tmp$")
 
 
 @contextmanager
@@ -44,6 +46,23 @@ def write_atomically(path: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_cut_off(folder: Path) -> None:
+    """Remove what `write_atomically` was writing, in this folder and below, when it was killed.
+
+    What a process that lives may be writing stays; so call it before this one writes there.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for path in folder.rglob(".*.tmp"):
+        match = _BESIDE.search(path.name)
+        if match is None:
+            continue
+        writer = int(match[1])
+        if writer == os.getpid() or not Path(f"/proc/{writer}").exists():
+            path.unlink(missing_ok=True)
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from edge_client.participant import TrainedRound
 from edge_client.release_public_key import load_release_key
 from edge_client.settings import EdgeConfig, RegistryClientConfig
 from edge_client.state_folder import StateFolder
+from fedge.durable import write_atomically
 from fedge.errors import ConfigError
 
 
@@ -61,6 +63,32 @@ def test_a_folder_is_used_by_one_daemon_at_a_time(tmp_path: Path) -> None:
         pass
     with StateFolder(tmp_path / "state") as folder:
         assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+
+
+def test_what_a_killed_daemon_was_writing_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "replies").mkdir()
+    path = tmp_path / "replies" / "run.reply"
+    write_atomically(path, b"whole")
+
+    def kill(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "replace", kill)
+        with pytest.raises(SystemExit):
+            write_atomically(path, b"new")
+    [ours] = set(path.parent.iterdir()) - {path}
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    of_one_gone = path.with_name(f".run.reply.{gone.pid}-1.tmp")
+    of_another = path.with_name(f".run.reply.{os.getppid()}-1.tmp")
+    for each in (of_one_gone, of_another):
+        each.write_bytes(b"ne")
+    assert ours.exists()
+    with StateFolder(tmp_path):
+        assert set(path.parent.iterdir()) == {path, of_another}
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
