@@ -18,13 +18,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from fedge.backoff import Backoff
-from fedge.errors import StoreError
+from fedge.errors import ConfigError, StoreError
 from fedge.mqtt.connection import Connection, LinkOptions, Verdict
 from fedge.mqtt.inbox import Inbox
 from fedge.mqtt.link import Link
 from fedge.mqtt.messages import Incoming
 from fedge.mqtt.settings import BrokerConfig
-from fedge.mqtt.topics import DeviceTopics, device_of, predictions_filter
+from fedge.mqtt.topics import DeviceTopics, check_level, device_of, predictions_filter
 from server.mqtt.prediction_file import Prediction
 
 MAX_BATCH = 256
@@ -156,13 +156,15 @@ class PredictionConsumer:
 
 def read_prediction(message: Incoming) -> Prediction | None:
     """Return the prediction of a message, None if it is something else."""
+    device = device_of(message.topic)
     if len(message.payload) > MAX_PREDICTION_BYTES:
         return None
     try:
+        check_level(device, "device")  # the filter lets any name pass, an empty one too
         body = json.loads(message.payload)
-    except (ValueError, RecursionError):
+    except (ConfigError, ValueError, RecursionError):
         return None
     sequence = body.get("sequence") if isinstance(body, dict) else None
     if type(sequence) is not int or not 0 <= sequence <= MAX_SEQUENCE:
         return None
-    return Prediction(device_of(message.topic), sequence, body)
+    return Prediction(device, sequence, body)

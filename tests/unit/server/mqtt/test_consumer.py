@@ -106,3 +106,9 @@ def test_a_prediction_is_its_devices_by_the_topic_alone() -> None:
     found = read_prediction(Incoming("fedge/f/a/predictions", b'{"sequence": 4, "device": "z"}'))
     assert found is not None
     assert (found.device, found.sequence) == ("a", 4)
+
+
+@pytest.mark.parametrize("device", ["", "x" * 200, "a\tb"])
+def test_a_device_whose_name_has_no_topics_is_in_nobodys_way(device: str) -> None:
+    topic = f"fedge/f/{device}/predictions"
+    assert read_prediction(Incoming(topic, b'{"sequence": 4}')) is None
