@@ -144,7 +144,7 @@ class Window:
         inputs: ``[size, C]`` float32, normalised.
         first: number of its first reading.
         end_s: time of its last reading.
-        run: how often the source had begun to number anew.
+        run: how often the source had begun to number anew, or the specification was another.
     """
 
     inputs: npt.NDArray[np.float32]
@@ -220,10 +220,14 @@ class Windower:
 
     @staticmethod
     def from_bytes(spec: WindowSpec, content: bytes) -> Windower:
-        """Return a windower that goes on where the other was; of another spec it starts anew."""
+        """Return a windower that goes on where the other was; of another spec it starts anew.
+
+        It then counts as one more run: nobody takes its windows for those cut before.
+        """
         windower = Windower(spec)
         line, _, ring = content.partition(b"\n")
         header = json.loads(line)
+        windower._run = header["run"] + 1
         if header["spec"] == spec.digest:
             windower._ring = np.frombuffer(ring, "<f4").reshape(windower._ring.shape).copy()
             windower._length, windower._last_bad = header["length"], header["last_bad"]

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -98,6 +99,17 @@ def test_sources_have_streams_of_their_own(stream: WindowStream) -> None:
     assert stream.feed("b", readings_of(7, 1)).next_sequence == 8
     assert [each.sample_id for each in stream.feed("a", readings_of(3, 1)).windows] == ["a/0/0"]
     assert stream.counts()["a"].windows == 1
+
+
+def test_windows_that_are_cut_otherwise_have_ids_of_their_own(
+    stream: WindowStream, samples: SampleDatabase
+) -> None:
+    stream.feed("s", readings_of(0, 4))
+    updated = WindowStream(lambda: replace(SPEC, mean=(0.0, 0.0)), serving(), samples)
+    assert updated.feed("s").next_sequence == 0
+    [window] = updated.feed("s", readings_of(0, 4)).windows
+    assert window.sample_id == "s/1/0"
+    assert samples.counts() == (0, 2)
 
 
 def test_of_too_many_sources_the_last_ones_are_known_before_and_after_a_restart(
