@@ -27,8 +27,8 @@ from benchmarks.swap_versions import Architecture, SignedVersion, architecture, 
 from edge_client.crash_guard import CrashGuard
 from edge_client.inference import Array, Engine, Serving, Version
 from edge_client.model_store import ModelStore
-from edge_client.rollout import Rollout
 from edge_client.responsive import be_responsive
+from edge_client.rollout import Rollout
 from edge_client.sample_store import SampleDatabase
 from edge_client.service import DeviceStatus, InferenceService, serve
 from edge_client.settings import InferenceConfig, ModelsConfig, StoreConfig
