@@ -212,7 +212,8 @@ class _Bench:
             found["engine"] = self._device.ask("engine", seconds=part_s)
             found["grpc"] = self._ask_service(part_s)
         found |= self._device.ask("taken")
-        return found | self._device.ask("end", **self._sensor.ask("stop"))
+        found |= self._device.ask("end", **self._sensor.ask("stop"))
+        return found
 
     def _ask_service(self, part_s: float) -> dict[str, Any]:
         taken = []
