@@ -17,6 +17,7 @@ from edge_client.inference import (
     Prediction,
     Serving,
     Version,
+    _Turns,
     is_finite,
 )
 from fedge.errors import ModelError
@@ -86,7 +87,7 @@ def test_a_single_request_takes_its_turn_between_the_parts_of_a_long_batch() -> 
         if len(order) == 2:
             asking.start()
             give_up = time.monotonic() + 30
-            while not engine._turns.is_awaited:
+            while not engine._turns._waiting:
                 assert time.monotonic() < give_up
                 time.sleep(0.001)
         return run_part(part)
@@ -99,6 +100,35 @@ def test_a_single_request_takes_its_turn_between_the_parts_of_a_long_batch() -> 
     engine.predict(make_inputs(4 * 32))
     asking.join(30)
     assert order == ["part", "part", "single", "part", "part"]
+
+
+def test_turns_are_taken_by_one_at_a_time_and_none_is_forgotten() -> None:
+    turns, inside, most, taken = _Turns(), 0, 0, []
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(2000):
+            turns.take()
+            inside += 1
+            most = max(most, inside)
+            taken.append(inside)
+            inside -= 1
+            turns.leave()
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads meet everywhere
+    try:
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+    finally:
+        sys.setswitchinterval(interval_s)
+    assert not any(thread.is_alive() for thread in threads)
+    assert (most, len(taken)) == (1, 12_000)
+    turns.take()  # it is free again
+    turns.leave()
 
 
 def test_counts_are_right_across_threads() -> None:
