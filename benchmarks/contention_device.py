@@ -22,6 +22,8 @@ import numpy.typing as npt
 
 from edge_client.inference import Engine, Serving, Version
 from edge_client.model_store import ModelStore
+from edge_client.mqtt.part import MqttPart
+from edge_client.mqtt.settings import MqttConfig, SchemaConfig
 from edge_client.process_worker import ProcessWorker
 from edge_client.registry_client import RegistryClient
 from edge_client.release_public_key import load_release_key
@@ -36,8 +38,11 @@ from edge_client.settings import (
     StoreConfig,
     TrainingProcessConfig,
 )
+from edge_client.window_stream import WindowStream
 from edge_client.worker_frames import ProcessSettings
 from fedge.errors import ModelError
+from fedge.mqtt.settings import BrokerConfig
+from fedge.mqtt.topics import DeviceTopics
 from fedge.params import vector_digest
 from fedge.privacy.planning import DpPlan
 from fedge.settings import Hyperparameters, TaskConfig
@@ -50,7 +55,7 @@ TASK = TaskConfig(
 )
 NUM_PARAMETERS = 114_314
 NUM_EXAMPLES, BATCH_SIZE = 640, 64
-MESSAGES_PER_S = 200
+TOPICS = DeviceTopics("contention", "device")
 STEPS_IN_ALL = 10**6
 START_S = 60.0
 
@@ -62,6 +67,7 @@ class DeviceSettings:
     Attributes:
         registry: address of the other model's versions.
         orders: pipe that a version is ordered by, a line each.
+        broker: address of the broker that samples come from.
         trainings: settings of a training process each, by name.
         requests_per_s: predictions asked of the engine, at random (Poisson) times.
     """
@@ -70,6 +76,7 @@ class DeviceSettings:
     registry: str
     orders: str
     release_key: str
+    broker: str
     trainings: dict[str, dict[str, Any]]
     requests_per_s: float
 
@@ -105,6 +112,8 @@ class Device:
             InferenceConfig(),
         )
         stack.callback(lambda: server.stop(0).wait())
+        self._mqtt = self._listen(folder)
+        stack.callback(self._mqtt.stop)
         self._other, self._registry = self._follow(folder)
         stack.callback(self._registry.stop)
         self._orders = os.open(settings.orders, os.O_WRONLY)
@@ -114,6 +123,24 @@ class Device:
         self._over = threading.Event()
         self._done: dict[str, Any] = {}
         self._problem = ""
+        self._began = time.monotonic()
+        self._accepted = 0.0
+
+    def _listen(self, folder: Path) -> MqttPart:
+        """Take samples in, answer and keep them, as a daemon does."""
+        part = MqttPart(
+            MqttConfig(
+                broker=BrokerConfig(address=self._settings.broker),
+                schema=SchemaConfig(format="packed", shape=self._serving.input_shape),
+            ),
+            *(TOPICS, folder / "outbox.db", self._serving, self._samples),
+            WindowStream(lambda: None, self._serving, self._samples),
+            look_now=lambda: None,
+        )
+        part.start()
+        if not _wait_for(lambda: bool(part.snapshot()["connected"])):
+            raise RuntimeError(part.problem)
+        return part
 
     def _follow(self, folder: Path) -> tuple[Serving, RegistryClient]:
         """Keep up with the other model's versions, in this process, as a daemon does."""
@@ -147,8 +174,7 @@ class Device:
 
         Args:
             training: which process trains, until its deadline; empty for none.
-            version_each_s: a version is installed so often (0: as fast as it goes) while samples
-                come in; None is neither versions nor samples.
+            version_each_s: a version is installed so often; None is never.
         """
         self._over.clear()
         self._done = {}
@@ -160,9 +186,12 @@ class Device:
             if not _wait_for(steps.exists):
                 raise RuntimeError(f"training {training!r} does not begin")
         if version_each_s is not None:
-            self._in_thread(self._take_messages)
             self._in_thread(lambda: self._take_versions(version_each_s))
+        self._began, self._accepted = time.monotonic(), self._count("samples_accepted_total")
         return {}
+
+    def _count(self, name: str) -> float:
+        return self._mqtt.snapshot()[name]
 
     def _in_thread(self, work: Callable[[], None]) -> None:
         def run() -> None:
@@ -181,19 +210,6 @@ class Device:
             self._layout.digest, self._weights, Hyperparameters(), plan, round_id="contention"
         )
         self._done["steps_per_s"] = trained.num_steps / trained.seconds
-
-    def _take_messages(self) -> None:
-        """Store samples at the rate of a busy broker, each committed before it is acknowledged.
-
-        An MQTT publisher belongs here, with the daemon's own client in place of `add`.
-        """
-        number, began = 0, time.monotonic()
-        while not self._over.is_set():
-            image = self._inputs[number % len(self._inputs)]
-            self._samples.add(f"message-{began}-{number}", image)
-            number += 1
-            self._over.wait(max(0.0, began + number / MESSAGES_PER_S - time.monotonic()))
-        self._done["messages_per_s"] = number / (time.monotonic() - began)
 
     def _take_versions(self, each_s: float) -> None:
         """Have version after version published, the next not before the last one is served."""
@@ -231,11 +247,22 @@ class Device:
                 break
         return percentiles(taken)
 
-    def end(self) -> dict[str, Any]:
-        """Wait until what was begun is over; return what it came to."""
+    def taken(self) -> dict[str, Any]:
+        """Return how many samples a second were accepted, answered and kept since `begin`."""
+        accepted = self._count("samples_accepted_total") - self._accepted
+        return {"messages_per_s": accepted / (time.monotonic() - self._began)}
+
+    def end(self, *, published: int) -> dict[str, Any]:
+        """Wait until what was begun is over; return what it came to.
+
+        Args:
+            published: samples that the source has ever sent; all are to be answered, once.
+        """
         self._over.set()
         for thread in self._beside:
             thread.join()
+        if not _wait_for(lambda: self._count("predictions_delivered_total") >= published):
+            self._problem = f"not all of {published} samples are answered: {self._mqtt.snapshot()}"
         if self._problem:
             raise RuntimeError(self._problem)
         return self._done

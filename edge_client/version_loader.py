@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ Compose = Callable[[str, Layout, Vector], Vector]
 """Returns what a device predicts with: run name, layout and published weights to weights."""
 Read = Callable[[str, Blob], bytes]
 """Returns a blob's checked content: what it is, and which."""
+
+log = logging.getLogger(__name__)
 
 
 class VersionLoader:
@@ -56,9 +59,13 @@ class VersionLoader:
         if self._compose is None:
             return engine
         own = self._compose(manifest.run_name, layout, weights)
-        return (
-            engine if own is weights else Engine(patcher.patch(layout, own), version, num_threads)
-        )
+        if own is weights:
+            return engine
+        composed = Engine(patcher.patch(layout, own), version, num_threads)
+        if not _gives_numbers(composed, inputs):
+            log.error("the layers kept on this device give no finite answers and are left out")
+            return engine
+        return composed
 
     def _patcher_for(self, manifest: ModelManifest, read: Read) -> Patcher:
         wanted = (manifest.template.digest, manifest.plan.digest)
@@ -99,6 +106,11 @@ def blobs_of(manifest: ModelManifest) -> Mapping[str, Blob]:
         "weights": manifest.weights,
         "self-test": manifest.self_test.blob,
     }
+
+
+def _gives_numbers(engine: Engine, inputs: Array) -> bool:
+    examples = inputs.astype(engine.input_dtype)
+    return all(bool(np.isfinite(engine.predict(each)).all()) for each in examples)
 
 
 def _check_answers(engine: Engine, inputs: Array, expected: Array, tolerance: float) -> None:

@@ -28,6 +28,8 @@ LONGEST_RESEND_S = 3600.0
 LONGEST_WAIT_S = 3600.0
 PACKET_OVERHEAD_BYTES = 512
 MAX_EVENTS = 1024
+GATHER_S = 0.01
+"""After an acknowledgement more are waited for, so that one commit deletes many."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.2, 30.0
 
 log = logging.getLogger(__name__)
@@ -168,6 +170,8 @@ class Sender:
         """Wait for something to happen, then take all that has."""
         try:
             self._events.get(timeout=wait_s)() if wait_s > 0 else self._events.get_nowait()()
+            if self._confirmed:
+                self._stopping.wait(GATHER_S)
             for _ in range(MAX_EVENTS):
                 self._events.get_nowait()()
         except queue.Empty:

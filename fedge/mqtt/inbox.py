@@ -27,6 +27,7 @@ class Inbox:
         self._num_bytes = 0
         self._overflowed = False
         self._closed = False
+        self._wanted = 1
         self._changed = threading.Condition()
 
     def offer(self, message: Incoming) -> bool:
@@ -39,7 +40,8 @@ class Inbox:
                 return False
             self._waiting.append(message)
             self._num_bytes += size
-            self._changed.notify()
+            if len(self._waiting) == 1 or len(self._waiting) >= self._wanted:
+                self._changed.notify()
             return True
 
     def take(self, most: int, gather_s: float = 0.0) -> list[Incoming]:
@@ -47,12 +49,13 @@ class Inbox:
 
         Args:
             most: how many at most.
-            gather_s: wait so long for more, after the first.
+            gather_s: wait so long for more, after the first, or until there are so many.
         """
         with self._changed:
+            self._wanted = most
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if gather_s:
-                self._changed.wait_for(lambda: self._closed, gather_s)
+                self._changed.wait_for(lambda: self._closed or len(self._waiting) >= most, gather_s)
             if self._closed:
                 return []
             taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]

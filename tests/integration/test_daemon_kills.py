@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from benchmarks.mosquitto import Mosquitto
 from edge_client.sample_reader import SampleReader
 from edge_client.settings import StoreConfig
 from fedge.channels import client_channel
@@ -32,7 +33,6 @@ from server.publisher import Publisher
 from server.registry import RegistryServer
 from server.release_key import load_or_create_release_key, public_path
 from tests.integration.daemon_loads import Load, MqttSamples, Predictions, Sensor, kept_of
-from tests.mosquitto import Mosquitto
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 

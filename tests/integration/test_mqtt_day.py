@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.mosquitto import Mosquitto
 from edge_client.inference import Array, Prediction, Version
 from edge_client.mqtt.part import MqttPart
 from edge_client.mqtt.settings import MqttConfig, OutboxConfig, SchemaConfig
@@ -19,7 +20,6 @@ from fedge.mqtt.settings import BrokerConfig
 from fedge.mqtt.topics import DeviceTopics
 from server.mqtt.consumer import PredictionConsumer
 from server.mqtt.prediction_file import PredictionFile
-from tests.mosquitto import Mosquitto
 from tests.window_streams import no_windows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

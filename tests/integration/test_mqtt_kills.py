@@ -16,11 +16,11 @@ import grpc
 import numpy as np
 import pytest
 
+from benchmarks.mosquitto import Mosquitto
 from edge_client.tensors import make_tensor
 from fedge.channels import client_channel
 from fedge.settings import TlsConfig
 from protos.fedge.v1 import inference_pb2, inference_pb2_grpc
-from tests.mosquitto import Mosquitto
 from tests.mqtt_source import Source
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.mosquitto import SHIPPED, Mosquitto, find_program, free_port
 from fedge.mqtt.connection import Connection, LinkOptions, Verdict
 from fedge.mqtt.link import Link
 from fedge.mqtt.messages import Incoming
 from fedge.mqtt.settings import BrokerConfig
 from fedge.settings import TlsConfig
-from tests.mosquitto import SHIPPED, Mosquitto, find_program, free_port
 from tests.tls_files import make_tls
 
 DEADLINE_S = 60.0

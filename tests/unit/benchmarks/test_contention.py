@@ -7,7 +7,8 @@ def turn(idle: float, slowdown: float, steps_per_s: float) -> dict[str, object]:
     for name, phase in PHASES.items():
         p99 = idle if name == "idle" else idle * slowdown
         asked = {"engine": {"p99": p99}, "grpc": {"p99": 10 * p99}} if phase.asks else {}
-        found[name] = {**asked, "steps_per_s": steps_per_s if phase.asks else 10.0, "versions": 2}
+        speed = steps_per_s if phase.asks else 10.0
+        found[name] = {**asked, "steps_per_s": speed, "versions": 2, "messages_per_s": slowdown}
     return found
 
 
@@ -18,6 +19,7 @@ def test_ratios_are_medians_of_turns_and_not_ratios_of_medians() -> None:
     assert round(summary["grpc_p99_ratio_busy_daemon"], 9) == 1.2
     assert summary["training_speed_kept"] == 0.8
     assert summary["versions"] == 6
+    assert summary["messages_per_s"] == 1.2
 
 
 def test_every_training_is_asked_for_by_a_phase_and_one_of_them_is_alone() -> None:
@@ -25,4 +27,4 @@ def test_every_training_is_asked_for_by_a_phase_and_one_of_them_is_alone() -> No
     assert alone == ["training_alone"]
     assert PHASES["training_alone"].training == PHASES["training"].training
     assert not PHASES["idle"].training
-    assert PHASES["idle"].version_each_s is None
+    assert not PHASES["idle"].busy

@@ -33,10 +33,17 @@ class Device:
         self.serving = Serving()
         self.personal = PersonalModel(self.replies, self.store, self.serving, 1)
 
-    def train(self, seed: int, *, run_name: str = "run", layout: str = LAYOUT.digest) -> None:
+    def train(
+        self,
+        seed: int,
+        *,
+        run_name: str = "run",
+        layout: str = LAYOUT.digest,
+        times: float = 1.0,
+    ) -> None:
         """Leave what a round of training would: a reply, and the head of these weights."""
         assert PART is not None
-        tensors = PART.take(make_weights(seed))
+        tensors = PART.take(make_weights(seed) * np.float32(times))
         key = RoundKey(run_name, seed, "a" * 64, "b" * 64)
         update = EncodedUpdate(seed, "a" * 64, layout, "raw", b"", 1.0)
         self.replies.put(key, update, RoundMemory(layout, "raw", personal=tensors).to_memory())
@@ -77,6 +84,17 @@ def test_a_restarted_device_predicts_with_its_own_head(tmp_path: Path) -> None:
     device.store.install(*publish(1).args)
     device.train(5)
     assert_answers(Device(tmp_path).store.load_engine(1).predict(INPUTS), composed(1, 5))
+
+
+def test_a_head_that_gives_no_numbers_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Device(tmp_path)
+    device.store.install(*publish(1).args)
+    device.train(5, times=np.inf)
+    device.serving.reload(lambda: device.store.load_engine(1))
+    assert_answers(device.predict(), make_weights(1))
+    assert "layers kept on this device give no finite answers" in caplog.text
 
 
 @pytest.mark.parametrize("other", [{"run_name": "another"}, {"layout": "0" * 64}])

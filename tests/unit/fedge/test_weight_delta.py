@@ -34,6 +34,19 @@ def test_a_small_step_takes_fewer_bytes_than_the_weights() -> None:
     assert len(encode_delta(parent.tobytes(), parent.tobytes())) < 0.02 * weights.nbytes
 
 
+def test_weights_of_many_pieces_come_back_and_one_byte_more_or_less_does_not() -> None:
+    words = np.random.default_rng(2).integers(0, 2**32, (2, 100_003), np.uint32)
+    parent, weights = words.astype("<u4")
+    content = encode_delta(parent.tobytes(), weights.tobytes())
+    assert decode_delta(content, parent.tobytes()) == weights.tobytes()
+    plain = zlib.decompress(content)
+    for other in (plain[:-1], plain + b"x"):
+        with pytest.raises(ModelError, match="size of the version before"):
+            decode_delta(zlib.compress(other, 0), parent.tobytes())
+    with pytest.raises(ModelError, match="size of the version before"):
+        decode_delta(content + bytes(300_000), parent.tobytes())
+
+
 def test_what_is_longer_or_shorter_than_the_parent_is_refused_before_it_is_unpacked() -> None:
     parent = bytes(4000)
     bomb = zlib.compress(bytes(200_000_000), 9)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.mosquitto import Mosquitto, free_port
 from edge_client.inference import Array, Prediction, Version
 from edge_client.mqtt.part import MqttPart
 from edge_client.mqtt.settings import MqttConfig, OutboxConfig, SchemaConfig
@@ -17,7 +18,6 @@ from edge_client.settings import StoreConfig
 from fedge.errors import StoreError
 from fedge.mqtt.settings import BrokerConfig
 from fedge.mqtt.topics import DeviceTopics
-from tests.mosquitto import Mosquitto, free_port
 from tests.mqtt_source import Source
 from tests.window_streams import no_windows
 

@@ -60,3 +60,14 @@ def test_a_closed_inbox_lets_nobody_wait() -> None:
     inbox.close()
     thread.join(30)
     assert taken == [[]]
+
+
+def test_gathering_ends_as_soon_as_there_are_enough() -> None:
+    inbox = Inbox()
+    taken: list[list[Incoming]] = []
+    thread = threading.Thread(target=lambda: taken.append(inbox.take(3, gather_s=600)))
+    thread.start()
+    for payload in (b"a", b"b", b"c"):
+        inbox.offer(message(payload))
+    thread.join(60)
+    assert [payloads(messages) for messages in taken] == [[b"a", b"b", b"c"]]

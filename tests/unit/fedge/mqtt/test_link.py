@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.mosquitto import Mosquitto, find_program, free_port
 from fedge.mqtt.connection import Connection, LinkOptions, Verdict
 from fedge.mqtt.link import Link
 from fedge.mqtt.messages import Incoming
 from fedge.mqtt.settings import BrokerConfig
 from fedge.settings import TlsConfig
-from tests.mosquitto import Mosquitto, find_program, free_port
 from tests.mqtt_source import Source
 from tests.tls_files import make_tls
 

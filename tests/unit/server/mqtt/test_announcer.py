@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.mosquitto import Mosquitto
 from fedge.manifest import Blob, ModelManifest, SelfTest
 from fedge.mqtt.settings import BrokerConfig
 from server.mqtt.announcer import Announcer
 from server.mqtt.settings import AnnounceConfig
 from server.publisher import PublishedVersion
-from tests.mosquitto import Mosquitto
 from tests.mqtt_source import Source
 
 TOPIC = "fedge/ward/model"

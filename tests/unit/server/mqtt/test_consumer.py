@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.mosquitto import Mosquitto
 from fedge.errors import StoreError
 from fedge.mqtt.messages import Incoming
 from fedge.mqtt.settings import BrokerConfig
 from server.mqtt.consumer import PredictionConsumer, read_prediction
 from server.mqtt.prediction_file import Prediction, PredictionFile
-from tests.mosquitto import Mosquitto
 from tests.mqtt_source import Source
 
 DEADLINE_S = 60.0

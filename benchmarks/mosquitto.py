@@ -1,4 +1,4 @@
-"""A real mosquitto of a test's own, with the durability settings that we ship."""
+"""A real mosquitto of a benchmark's or test's own, with the durability settings that we ship."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ import time
 from pathlib import Path
 from typing import Self
 
-import pytest
+from benchmarks.harness import CannotRun
 
 SHIPPED = Path(__file__).parent.parent / "deploy" / "mosquitto.conf"
 START_S = 30.0
 
 
 def find_program(name: str = "mosquitto") -> str:
-    """Return one of the broker's programs, or fail the test saying how to get it."""
+    """Return one of the broker's programs.
+
+    Raises:
+        CannotRun: it is missing; says how to get it.
+    """
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if found is None:
-        pytest.fail(f"{name} is not installed: apt-get install mosquitto")
+        raise CannotRun(f"{name} is not installed: apt-get install mosquitto")
     return found
 
 
@@ -33,7 +37,7 @@ def free_port() -> int:
 
 
 def shipped_settings(folder: Path) -> list[str]:
-    """Return what we ship, up to its listeners, with persistence in a folder of the test's own."""
+    """Return what we ship, up to its listeners, with persistence in a folder of its own."""
     lines = []
     for line in SHIPPED.read_text().splitlines():
         if line.startswith("listener "):
@@ -54,6 +58,7 @@ class Mosquitto:
         folder: for its files.
         settings: in place of those that we ship.
         listener: what follows the line of its listener.
+        verbose: note every packet in its log.
     """
 
     def __init__(
@@ -61,11 +66,14 @@ class Mosquitto:
         folder: Path,
         settings: list[str] | None = None,
         listener: tuple[str, ...] = ("allow_anonymous true",),
+        *,
+        verbose: bool = True,
     ) -> None:
         self.port = free_port()
         self.folder = folder
         self._settings = shipped_settings(folder) if settings is None else settings
         self._listener = listener
+        self._verbose = ["-v"] if verbose else []
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -79,19 +87,23 @@ class Mosquitto:
         return (self.folder / "mosquitto.log").read_text(errors="replace")
 
     def start(self) -> None:
-        """Start it and wait until it listens."""
+        """Start it and wait until it listens.
+
+        Raises:
+            CannotRun: it is not installed, or does not come up.
+        """
         config = self.folder / "mosquitto.conf"
         user = ["user root"] if os.geteuid() == 0 else []
         lines = [*self._settings, *user, f"listener {self.port} 127.0.0.1", *self._listener]
         config.write_text("\n".join(lines) + "\n")
         with (self.folder / "mosquitto.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [find_program(), "-v", "-c", str(config)], stdout=log, stderr=log
+                [find_program(), *self._verbose, "-c", str(config)], stdout=log, stderr=log
             )
         deadline = time.monotonic() + START_S
         while not self._listens():
-            assert self._process.poll() is None, self.log
-            assert time.monotonic() < deadline, self.log
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise CannotRun(f"mosquitto does not listen: {self.log}")
             time.sleep(0.01)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
