@@ -42,8 +42,9 @@ NUM_SWAPS = 500  # of each size
 QUICK_SWAPS = 10
 NUM_VERSIONS = 8  # different weights, published over and over as new rounds
 PAUSE_S = 0.001  # between two requests of one client
-SWAP_PAUSE_S = 0.02
+SWAP_PAUSE_S = 0.25  # still far more often than any federation commits rounds
 TOLERANCE = 1e-4
+IDLE_SHARE = 0.04  # seconds a swap
 START_S = 60.0
 
 
@@ -127,7 +128,7 @@ def _measure_device(
     with SampleDatabase(folder / "samples.db", StoreConfig()) as samples:
         server = serve(InferenceService(serving, samples, DeviceStatus), socket, InferenceConfig())
         try:
-            idle = _load(model, serving, socket, lambda: time.sleep(0.02 * swaps))
+            idle = _load(model, serving, socket, lambda: time.sleep(IDLE_SHARE * swaps))
             busy = _load(
                 model, serving, socket, lambda: _swap(rollout, versions, key, swaps, takes)
             )
