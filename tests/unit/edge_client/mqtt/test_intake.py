@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_client.inference import Array, Prediction, Version
+from edge_client.inference import Prediction, Version
 from edge_client.mqtt.answering import Answering
 from edge_client.mqtt.counters import Counters
 from edge_client.mqtt.intake import Intake
@@ -22,29 +22,18 @@ from fedge.errors import InvalidInput, ModelError, StoreError
 from fedge.mqtt.inbox import Inbox
 from fedge.mqtt.messages import Incoming
 from fedge.mqtt.topics import DeviceTopics
+from tests.summing_model import SummingModel
 from tests.window_streams import no_windows
 
 DEADLINE_S = 30.0
 TOPICS = DeviceTopics("ward", "box")
 
 
-class Model:
-    """Answers with the sum, unless it is told to fail."""
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-
-    def predict(self, inputs: Array) -> Prediction:
-        if self.error is not None:
-            raise self.error
-        return Prediction(np.array([inputs.sum()], np.float32), Version(4, "abc"), 7.5)
-
-
 class Bench:
     def __init__(self, folder: Path) -> None:
         self.samples = SampleDatabase(folder / "samples.db", StoreConfig(holdout_fraction=0.0))
         self.outbox = Outbox(folder / "outbox.db", OutboxConfig(), clock=lambda: 0.0)
-        self.model = Model()
+        self.model = SummingModel()
         self.counters = Counters()
         self.acknowledged: list[int] = []
         self.num_reconnects = 0

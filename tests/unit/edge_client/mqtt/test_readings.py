@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_client.inference import Array, Prediction, Version
+from edge_client.inference import Array
 from edge_client.mqtt.answering import Answering
 from edge_client.mqtt.counters import Counters
 from edge_client.mqtt.intake import Intake
@@ -31,21 +31,12 @@ from fedge.errors import (
 from fedge.mqtt.messages import Incoming
 from fedge.mqtt.topics import DeviceTopics
 from fedge.windows import Readings, WindowSpec, cut_windows
+from tests.summing_model import SummingModel
 from tests.window_streams import no_windows, stream_of
 
 SPEC = WindowSpec(size=4, hop=2, mean=(1.0, 2.0), scale=(2.0, 4.0))
 SCHEMA = SchemaConfig(shape=(4, 2))
 TOPICS = DeviceTopics("ward", "box")
-
-
-class Sum:
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-
-    def predict(self, inputs: Array) -> Prediction:
-        if self.error is not None:
-            raise self.error
-        return Prediction(np.array([inputs.sum()], np.float32), Version(4, "abc"), 7.5)
 
 
 class Device:
@@ -54,7 +45,7 @@ class Device:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.counters = Counters()
-        self.model = Sum()
+        self.model = SummingModel()
         self.acknowledged: list[int] = []
         self.start()
 
