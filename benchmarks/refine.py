@@ -35,7 +35,13 @@ LEVEL = 0.01
 NUM_CLOUD_WRITERS = 60
 """Enough for 3,000 proxy images, and the same for fewer, so that the clients are the same."""
 TRAIN: dict[str, Any] = {"learning_rate": 0.1, "local_epochs": 1, "batch_size": 10}
-REFINE: dict[str, Any] = {"steps": 100, "learning_rate": 0.05, "batch_size": 32}
+REFINE: dict[str, Any] = {
+    "steps": 300,
+    "learning_rate": 0.05,
+    "batch_size": 32,
+    "augmentation": "affine",
+    "max_shift": 0.07,
+}
 DEADLINE_S = 86400.0
 
 
@@ -238,7 +244,8 @@ def _setup(run: RefineRun, seeds: Sequence[int]) -> str:
         f"{TRAIN['batch_size']}, weighted mean, no DP; {NUM_CLOUD_WRITERS} writers are the "
         f"cloud's: {', '.join(map(str, PROXY_SIZES))} proxy and 600 gate images; each round "
         f"{REFINE['steps']} steps of SGD {REFINE['learning_rate']:g}, momentum 0.9, batch "
-        f"{REFINE['batch_size']}; the devices evaluate every 5 rounds; shifted: proxy and gate "
+        f"{REFINE['batch_size']}, images varied ({REFINE['augmentation']}); the devices "
+        "evaluate every 5 rounds; shifted: proxy and gate "
         f"images show digits 0 to 4 alone; seeds {list(seeds)}; means over seeds, the worst seed "
         f"for shifted_loss_points; rounds until {TARGET:.0%} of {run.num_test} test images; the "
         "proxy data alone: as many steps, the better of with the gate and without; harmful: "

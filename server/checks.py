@@ -12,6 +12,7 @@ from fedge.tokens import read_token
 from fedge.weights import build_checked_model, layout_of
 from server.convert import MISSING_CONVERTER, find_converter
 from server.settings import ServerConfig
+from server.trainer.augmentations import AUGMENTATIONS
 from server.trainer.objectives import OBJECTIVES
 from server.trainer.optimizers import OPTIMIZERS as OPTIMIZERS_OF_REFINEMENT
 from server.tuner.pruners import PRUNERS
@@ -57,6 +58,7 @@ def check_names(config: ServerConfig, prefix: str = "") -> None:
     _one_of(f"{prefix}aggregation.aggregator", method.aggregator, aggregator_names())
     _one_of(f"{prefix}aggregation.server_optimizer", method.server_optimizer, list(OPTIMIZERS))
     _one_of(f"{prefix}refine.objective", config.refine.objective, list(OBJECTIVES))
+    _one_of(f"{prefix}refine.augmentation", config.refine.augmentation, list(AUGMENTATIONS))
     _one_of(f"{prefix}refine.optimizer", config.refine.optimizer, list(OPTIMIZERS_OF_REFINEMENT))
     if config.tuner.sampler:
         _one_of(f"{prefix}tuner.sampler", config.tuner.sampler, list(SAMPLERS))

@@ -128,6 +128,9 @@ class RefineConfig:
             while the next round's devices train, and adds what changed to that round's aggregate.
         objective: what is minimised; ``mu`` belongs to ``anchored``, ``distill_weight`` and
             ``temperature`` to ``distill``.
+        augmentation: how images or other inputs are varied before each step; ``affine`` by
+            ``max_turn_deg``, ``max_zoom`` and ``max_shift`` (shares of size and side), ``task`` by
+            the task's own ``augment``.
         every_rounds: refine after every so many rounds.
         momentum: of ``sgd``.
         max_grad_norm: gradients of a larger norm are scaled down to this; 0 leaves them.
@@ -144,6 +147,7 @@ class RefineConfig:
     trainer: str = ""
     mode: str = limited("sequential", choices=("sequential", "overlapped"))
     objective: str = "fine-tune"
+    augmentation: str = "none"
     every_rounds: int = limited(1, ge=1)
     optimizer: str = "sgd"
     learning_rate: float = limited(0.02, gt=0)
@@ -158,6 +162,9 @@ class RefineConfig:
     mu: float = limited(0.1, ge=0)
     distill_weight: float = limited(1.0, ge=0)
     temperature: float = limited(2.0, gt=0)
+    max_turn_deg: float = limited(10.0, ge=0, le=180)
+    max_zoom: float = limited(0.1, ge=0, lt=1)
+    max_shift: float = limited(0.1, ge=0, le=1)
     held_out: float = limited(0.2, ge=0, lt=1)
     blends: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     margin: float = limited(0.0, ge=0)

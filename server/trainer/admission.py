@@ -12,6 +12,7 @@ from fedge.errors import ConfigError, FedgeError, TransportError
 from fedge.params import Layout, Vector
 from fedge.protocol import PROTOCOL_VERSION, refusal
 from protos.fedge.v1 import trainer_pb2 as pb
+from server.trainer.augmentations import AUGMENTATIONS
 from server.trainer.objectives import OBJECTIVES
 from server.trainer.optimizers import OPTIMIZERS
 from server.trainer.wire import Order, order_from_proto
@@ -57,6 +58,7 @@ def check_order(message: pb.RefineSpec, layout: Layout, max_model_bytes: int) ->
         raise _invalid(f"size_bytes is {message.size_bytes}, expected {layout.size_bytes}")
     try:
         OBJECTIVES[message.objective]
+        AUGMENTATIONS[message.augmentation]
         OPTIMIZERS[message.optimizer]
         return order_from_proto(message)
     except ConfigError as error:

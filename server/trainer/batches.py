@@ -15,6 +15,7 @@ from torch import Tensor
 from fedge.rng import stream
 from server.trainer.spec import RefineSpec
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -68,22 +69,21 @@ def draw_batches(num_examples: int, spec: RefineSpec) -> Iterator[npt.NDArray[An
 
 @contextmanager
 def prefetched(
-    batches: Iterator[npt.NDArray[Any]], gather: Callable[[Tensor], T], device: torch.device
+    batches: Iterator[S], gather: Callable[[S], T], device: torch.device
 ) -> Iterator[Iterator[T]]:
     """Give gathered batches; for a GPU a thread gathers the next one while this one is trained on.
 
     On a CPU the thread would take its time from the training.
     """
-    positions = map(torch.from_numpy, batches)
     if device.type == "cpu":
-        yield map(gather, positions)
+        yield map(gather, batches)
         return
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
 
         def ahead() -> Iterator[T]:
-            coming: Future[T] = thread.submit(lambda: gather(next(positions)))
+            coming: Future[T] = thread.submit(lambda: gather(next(batches)))
             while True:
-                found, coming = coming.result(), thread.submit(lambda: gather(next(positions)))
+                found, coming = coming.result(), thread.submit(lambda: gather(next(batches)))
                 yield found
 
         yield ahead()

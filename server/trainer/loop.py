@@ -14,12 +14,14 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fedge.errors import RefineError
 from fedge.params import Vector
 from fedge.rng import stream_seed
+from server.trainer.augmentations import Augmentation
 from server.trainer.batches import Rows, draw_batches, prefetched
 from server.trainer.checkpoints import Checkpoints
 from server.trainer.objectives import Objective
@@ -51,11 +53,13 @@ class Work:
     """What one refinement does.
 
     Attributes:
+        augmentation: None takes the rows as they are.
         key: names it among checkpoints; empty keeps none.
         started: time (monotonic) from which its deadline counts.
     """
 
     objective: Objective
+    augmentation: Augmentation | None
     rows: Rows
     spec: RefineSpec
     control: Control
@@ -99,7 +103,8 @@ class Course:
     def train(self) -> None:
         """Take the steps that are left."""
         spec = self._spec
-        batches = islice(draw_batches(len(self._work.rows), spec), self.num_done, spec.steps)
+        drawn = enumerate(draw_batches(len(self._work.rows), spec))
+        batches = islice(drawn, self.num_done, spec.steps)
         with prefetched(batches, self._gather, self._model.device) as placed:
             for _ in range(self.num_done, spec.steps):
                 signs = self._meet()
@@ -155,8 +160,17 @@ class Course:
                 f"of {spec.steps} steps: raise refine.deadline_s or lower refine.steps"
             )
 
-    def _gather(self, positions: Tensor) -> Placed:
-        return self._model.place(self._work.rows.inputs, self._work.rows.aims.tensors(), positions)
+    def _gather(self, batch: tuple[int, npt.NDArray[Any]]) -> Placed:
+        """Return this rank's part of a step's batch; all ranks vary all of it, and so alike."""
+        step, found = batch
+        rows, positions = self._work.rows, torch.from_numpy(found)
+        aims = rows.aims.tensors()
+        if self._work.augmentation is None:
+            return self._model.place(rows.inputs, aims, positions)
+        generator = torch.Generator().manual_seed(_stream(self._spec, "refine-augmentation", step))
+        varied = self._work.augmentation.vary(rows.inputs[positions], generator)
+        chosen = tuple(each[positions] for each in aims)
+        return self._model.place(varied, chosen, torch.arange(len(positions)))
 
     def _step(self, batch: Placed) -> None:
         spec, model = self._spec, self._model
@@ -183,7 +197,11 @@ def _seed_step(spec: RefineSpec, step: int) -> None:
 
     All ranks draw alike: those that share a layer must, and examples differ between the others.
     """
-    torch.manual_seed(stream_seed(spec.seed, "refine-dropout", round=spec.round, client=step))
+    torch.manual_seed(_stream(spec, "refine-dropout", step))
+
+
+def _stream(spec: RefineSpec, purpose: str, step: int) -> int:
+    return stream_seed(spec.seed, purpose, round=spec.round, client=step)
 
 
 def diverged(spec: RefineSpec, what: str, num_done: int) -> str:

@@ -16,6 +16,7 @@ from fedge.errors import RefineError
 from fedge.params import Vector
 from fedge.task import Examples, Task
 from fedge.weights import build_checked_model, layout_of, write_vector
+from server.trainer.augmentations import AUGMENTATIONS
 from server.trainer.batches import Rows
 from server.trainer.checkpoints import Checkpoints, NoCheckpoints
 from server.trainer.loop import UNATTENDED, Control, Course, Work, diverged
@@ -70,16 +71,17 @@ class Refining:
             TransportError: another rank was lost.
         """
         started = time.monotonic()
-        make_objective, make_optimizer = OBJECTIVES[spec.objective], OPTIMIZERS[spec.optimizer]
+        make_optimizer = OPTIMIZERS[spec.optimizer]
+        objective = OBJECTIVES[spec.objective](self.task, spec)
+        augmentation = AUGMENTATIONS[spec.augmentation](self.task, spec)
         self._check_weights(weights)
-        objective = make_objective(self.task, spec)
         rows = self._prepare(objective, weights, spec)
         with collective_errors(), _own_random_numbers(self.model.device):
             self.model.load(weights)
             if objective.pull > 0:
                 self.model.set_anchor()
             course = Course(
-                Work(objective, rows, spec, control, self._name(key), started),
+                Work(objective, augmentation, rows, spec, control, self._name(key), started),
                 self.model,
                 make_optimizer(self.model.parameters(), spec),
                 self.ranks,

@@ -15,6 +15,7 @@ class RefineSpec:
 
     Attributes:
         objective: name in `server.trainer.objectives.OBJECTIVES`.
+        augmentation: name in `server.trainer.augmentations.AUGMENTATIONS`.
         optimizer: name in `server.trainer.optimizers.OPTIMIZERS`.
         momentum: of ``sgd``.
         max_grad_norm: gradients of a larger norm, over the whole model, are scaled down to this; 0
@@ -27,9 +28,12 @@ class RefineSpec:
         held_out: fraction of the proxy data that is never trained on; see `split_proxy`.
         mu: how strongly ``anchored`` pulls back to the given weights.
         distill_weight, temperature: of ``distill``, beside the task's own loss.
+        max_turn_deg, max_zoom, max_shift: of ``affine``: degrees, share of the size and share of
+            the side, in either direction.
     """
 
     objective: str = "fine-tune"
+    augmentation: str = "none"
     optimizer: str = "sgd"
     learning_rate: float = limited(0.02, gt=0)
     momentum: float = limited(0.9, ge=0, lt=1)
@@ -45,6 +49,9 @@ class RefineSpec:
     mu: float = limited(0.1, ge=0)
     distill_weight: float = limited(1.0, ge=0)
     temperature: float = limited(2.0, gt=0)
+    max_turn_deg: float = limited(10.0, ge=0, le=180)
+    max_zoom: float = limited(0.1, ge=0, lt=1)
+    max_shift: float = limited(0.1, ge=0, le=1)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/fedge/v1/trainer.proto\x12\x08\x66\x65\x64ge.v1\"\x98\x03\n\nRefineSpec\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08run_name\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x15\n\rlayout_digest\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x11\n\tobjective\x18\x07 \x01(\t\x12\x15\n\rlearning_rate\x18\x08 \x01(\x01\x12\x10\n\x08momentum\x18\t \x01(\x01\x12\x12\n\nbatch_size\x18\n \x01(\r\x12\r\n\x05steps\x18\x0b \x01(\r\x12\x12\n\ndeadline_s\x18\x0c \x01(\x01\x12\x0c\n\x04seed\x18\r \x01(\x04\x12\x11\n\toptimizer\x18\x0e \x01(\t\x12\x14\n\x0cweight_decay\x18\x0f \x01(\x01\x12\x10\n\x08\x62udget_s\x18\x10 \x01(\x01\x12\x10\n\x08held_out\x18\x11 \x01(\x01\x12\n\n\x02mu\x18\x12 \x01(\x01\x12\x16\n\x0e\x64istill_weight\x18\x13 \x01(\x01\x12\x13\n\x0btemperature\x18\x14 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x15 \x01(\x01\"P\n\rRefineRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x14.fedge.v1.RefineSpecH\x00\x12\x11\n\x07weights\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"?\n\x0eRefineProgress\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x11\n\tnum_steps\x18\x02 \x01(\r\x12\x0c\n\x04loss\x18\x03 \x01(\x01\"z\n\rRefineSummary\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x12\n\nloss_first\x18\x05 \x01(\x01\x12\x11\n\tloss_last\x18\x06 \x01(\x01\"\x85\x01\n\x0eRefineResponse\x12,\n\x08progress\x18\x01 \x01(\x0b\x32\x18.fedge.v1.RefineProgressH\x00\x12*\n\x07summary\x18\x02 \x01(\x0b\x32\x17.fedge.v1.RefineSummaryH\x00\x12\x11\n\x07weights\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"z\n\rSearchRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x14.fedge.v1.RefineSpecH\x00\x12\x11\n\x07weights\x18\x02 \x01(\x0cH\x00\x12(\n\tcandidate\x18\x03 \x01(\x0b\x32\x13.fedge.v1.CandidateH\x00\x42\x06\n\x04part\"c\n\tCandidate\x12\n\n\x02id\x18\x01 \x01(\r\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\x12\x10\n\x08momentum\x18\x03 \x01(\x01\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12\r\n\x05steps\x18\x05 \x01(\r\"1\n\x0eSearchResponse\x12\x11\n\tcandidate\x18\x01 \x01(\r\x12\x0c\n\x04loss\x18\x02 \x01(\x01\"\x16\n\x14TrainerStatusRequest\"w\n\x15TrainerStatusResponse\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x15\n\rlayout_digest\x18\x03 \x01(\t\x12\x12\n\nworld_size\x18\x04 \x01(\r\x12\x13\n\x0brefinements\x18\x05 \x01(\x04\x32\xd6\x01\n\x07Trainer\x12?\n\x06Refine\x12\x17.fedge.v1.RefineRequest\x1a\x18.fedge.v1.RefineResponse(\x01\x30\x01\x12?\n\x06Search\x12\x17.fedge.v1.SearchRequest\x1a\x18.fedge.v1.SearchResponse(\x01\x30\x01\x12I\n\x06Status\x12\x1e.fedge.v1.TrainerStatusRequest\x1a\x1f.fedge.v1.TrainerStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/fedge/v1/trainer.proto\x12\x08\x66\x65\x64ge.v1\"\xe9\x03\n\nRefineSpec\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08run_name\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06parent\x18\x04 \x01(\t\x12\x15\n\rlayout_digest\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x11\n\tobjective\x18\x07 \x01(\t\x12\x15\n\rlearning_rate\x18\x08 \x01(\x01\x12\x10\n\x08momentum\x18\t \x01(\x01\x12\x12\n\nbatch_size\x18\n \x01(\r\x12\r\n\x05steps\x18\x0b \x01(\r\x12\x12\n\ndeadline_s\x18\x0c \x01(\x01\x12\x0c\n\x04seed\x18\r \x01(\x04\x12\x11\n\toptimizer\x18\x0e \x01(\t\x12\x14\n\x0cweight_decay\x18\x0f \x01(\x01\x12\x10\n\x08\x62udget_s\x18\x10 \x01(\x01\x12\x10\n\x08held_out\x18\x11 \x01(\x01\x12\n\n\x02mu\x18\x12 \x01(\x01\x12\x16\n\x0e\x64istill_weight\x18\x13 \x01(\x01\x12\x13\n\x0btemperature\x18\x14 \x01(\x01\x12\x15\n\rmax_grad_norm\x18\x15 \x01(\x01\x12\x14\n\x0c\x61ugmentation\x18\x16 \x01(\t\x12\x14\n\x0cmax_turn_deg\x18\x17 \x01(\x01\x12\x10\n\x08max_zoom\x18\x18 \x01(\x01\x12\x11\n\tmax_shift\x18\x19 \x01(\x01\"P\n\rRefineRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x14.fedge.v1.RefineSpecH\x00\x12\x11\n\x07weights\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"?\n\x0eRefineProgress\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x11\n\tnum_steps\x18\x02 \x01(\r\x12\x0c\n\x04loss\x18\x03 \x01(\x01\"z\n\rRefineSummary\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x12\x12\n\nloss_first\x18\x05 \x01(\x01\x12\x11\n\tloss_last\x18\x06 \x01(\x01\"\x85\x01\n\x0eRefineResponse\x12,\n\x08progress\x18\x01 \x01(\x0b\x32\x18.fedge.v1.RefineProgressH\x00\x12*\n\x07summary\x18\x02 \x01(\x0b\x32\x17.fedge.v1.RefineSummaryH\x00\x12\x11\n\x07weights\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"z\n\rSearchRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x14.fedge.v1.RefineSpecH\x00\x12\x11\n\x07weights\x18\x02 \x01(\x0cH\x00\x12(\n\tcandidate\x18\x03 \x01(\x0b\x32\x13.fedge.v1.CandidateH\x00\x42\x06\n\x04part\"c\n\tCandidate\x12\n\n\x02id\x18\x01 \x01(\r\x12\x15\n\rlearning_rate\x18\x02 \x01(\x01\x12\x10\n\x08momentum\x18\x03 \x01(\x01\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12\r\n\x05steps\x18\x05 \x01(\r\"1\n\x0eSearchResponse\x12\x11\n\tcandidate\x18\x01 \x01(\r\x12\x0c\n\x04loss\x18\x02 \x01(\x01\"\x16\n\x14TrainerStatusRequest\"w\n\x15TrainerStatusResponse\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\x15\n\rlayout_digest\x18\x03 \x01(\t\x12\x12\n\nworld_size\x18\x04 \x01(\r\x12\x13\n\x0brefinements\x18\x05 \x01(\x04\x32\xd6\x01\n\x07Trainer\x12?\n\x06Refine\x12\x17.fedge.v1.RefineRequest\x1a\x18.fedge.v1.RefineResponse(\x01\x30\x01\x12?\n\x06Search\x12\x17.fedge.v1.SearchRequest\x1a\x18.fedge.v1.SearchResponse(\x01\x30\x01\x12I\n\x06Status\x12\x1e.fedge.v1.TrainerStatusRequest\x1a\x1f.fedge.v1.TrainerStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,25 +32,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.fedge.v1.trainer_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REFINESPEC']._serialized_start=44
-  _globals['_REFINESPEC']._serialized_end=452
-  _globals['_REFINEREQUEST']._serialized_start=454
-  _globals['_REFINEREQUEST']._serialized_end=534
-  _globals['_REFINEPROGRESS']._serialized_start=536
-  _globals['_REFINEPROGRESS']._serialized_end=599
-  _globals['_REFINESUMMARY']._serialized_start=601
-  _globals['_REFINESUMMARY']._serialized_end=723
-  _globals['_REFINERESPONSE']._serialized_start=726
-  _globals['_REFINERESPONSE']._serialized_end=859
-  _globals['_SEARCHREQUEST']._serialized_start=861
-  _globals['_SEARCHREQUEST']._serialized_end=983
-  _globals['_CANDIDATE']._serialized_start=985
-  _globals['_CANDIDATE']._serialized_end=1084
-  _globals['_SEARCHRESPONSE']._serialized_start=1086
-  _globals['_SEARCHRESPONSE']._serialized_end=1135
-  _globals['_TRAINERSTATUSREQUEST']._serialized_start=1137
-  _globals['_TRAINERSTATUSREQUEST']._serialized_end=1159
-  _globals['_TRAINERSTATUSRESPONSE']._serialized_start=1161
-  _globals['_TRAINERSTATUSRESPONSE']._serialized_end=1280
-  _globals['_TRAINER']._serialized_start=1283
-  _globals['_TRAINER']._serialized_end=1497
+  _globals['_REFINESPEC']._serialized_end=533
+  _globals['_REFINEREQUEST']._serialized_start=535
+  _globals['_REFINEREQUEST']._serialized_end=615
+  _globals['_REFINEPROGRESS']._serialized_start=617
+  _globals['_REFINEPROGRESS']._serialized_end=680
+  _globals['_REFINESUMMARY']._serialized_start=682
+  _globals['_REFINESUMMARY']._serialized_end=804
+  _globals['_REFINERESPONSE']._serialized_start=807
+  _globals['_REFINERESPONSE']._serialized_end=940
+  _globals['_SEARCHREQUEST']._serialized_start=942
+  _globals['_SEARCHREQUEST']._serialized_end=1064
+  _globals['_CANDIDATE']._serialized_start=1066
+  _globals['_CANDIDATE']._serialized_end=1165
+  _globals['_SEARCHRESPONSE']._serialized_start=1167
+  _globals['_SEARCHRESPONSE']._serialized_end=1216
+  _globals['_TRAINERSTATUSREQUEST']._serialized_start=1218
+  _globals['_TRAINERSTATUSREQUEST']._serialized_end=1240
+  _globals['_TRAINERSTATUSRESPONSE']._serialized_start=1242
+  _globals['_TRAINERSTATUSRESPONSE']._serialized_end=1361
+  _globals['_TRAINER']._serialized_start=1364
+  _globals['_TRAINER']._serialized_end=1578
 # @@protoc_insertion_point(module_scope)

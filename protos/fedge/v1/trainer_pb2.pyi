@@ -41,6 +41,10 @@ class RefineSpec(_message.Message):
     DISTILL_WEIGHT_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
+    AUGMENTATION_FIELD_NUMBER: _builtins.int
+    MAX_TURN_DEG_FIELD_NUMBER: _builtins.int
+    MAX_ZOOM_FIELD_NUMBER: _builtins.int
+    MAX_SHIFT_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     run_name: _builtins.str
     round: _builtins.int
@@ -70,6 +74,12 @@ class RefineSpec(_message.Message):
     temperature: _builtins.float
     max_grad_norm: _builtins.float
     """Gradients of a larger norm are scaled down to this; 0 leaves them."""
+    augmentation: _builtins.str
+    """How inputs are varied before each step: "none", "affine" or "task"."""
+    max_turn_deg: _builtins.float
+    """Of "affine": degrees, share of the size and share of the side, in either direction."""
+    max_zoom: _builtins.float
+    max_shift: _builtins.float
     def __init__(
         self,
         *,
@@ -94,10 +104,14 @@ class RefineSpec(_message.Message):
         distill_weight: _builtins.float = ...,
         temperature: _builtins.float = ...,
         max_grad_norm: _builtins.float = ...,
+        augmentation: _builtins.str = ...,
+        max_turn_deg: _builtins.float = ...,
+        max_zoom: _builtins.float = ...,
+        max_shift: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "budget_s", b"budget_s", "deadline_s", b"deadline_s", "distill_weight", b"distill_weight", "held_out", b"held_out", "layout_digest", b"layout_digest", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "momentum", b"momentum", "mu", b"mu", "objective", b"objective", "optimizer", b"optimizer", "parent", b"parent", "protocol", b"protocol", "round", b"round", "run_name", b"run_name", "seed", b"seed", "size_bytes", b"size_bytes", "steps", b"steps", "temperature", b"temperature", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["augmentation", b"augmentation", "batch_size", b"batch_size", "budget_s", b"budget_s", "deadline_s", b"deadline_s", "distill_weight", b"distill_weight", "held_out", b"held_out", "layout_digest", b"layout_digest", "learning_rate", b"learning_rate", "max_grad_norm", b"max_grad_norm", "max_shift", b"max_shift", "max_turn_deg", b"max_turn_deg", "max_zoom", b"max_zoom", "momentum", b"momentum", "mu", b"mu", "objective", b"objective", "optimizer", b"optimizer", "parent", b"parent", "protocol", b"protocol", "round", b"round", "run_name", b"run_name", "seed", b"seed", "size_bytes", b"size_bytes", "steps", b"steps", "temperature", b"temperature", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

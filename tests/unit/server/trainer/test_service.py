@@ -112,6 +112,8 @@ def test_the_same_order_is_answered_again_without_training() -> None:
         ({"parent": "cd" * 32}, "INVALID_ARGUMENT", "announced was cdcdcdcdcdcd"),
         ({"objective": "x"}, "INVALID_ARGUMENT", "there are: anchored, distill, fine-tune"),
         ({"optimizer": "x"}, "INVALID_ARGUMENT", "there are: adamw, sgd"),
+        ({"augmentation": "x"}, "INVALID_ARGUMENT", "there are: affine, none, task"),
+        ({"max_turn_deg": 200.0}, "INVALID_ARGUMENT", "max_turn_deg: must be >= 0 and <= 180"),
         ({"held_out": 1.0}, "INVALID_ARGUMENT", "held_out: must be >= 0 and < 1"),
         ({"temperature": 0.0}, "INVALID_ARGUMENT", "temperature: must be > 0"),
         ({"learning_rate": math.nan}, "INVALID_ARGUMENT", "learning_rate"),

@@ -1,5 +1,6 @@
 """Several ranks refine like one: the same weights, the same end."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from fedge.errors import RefineError
 from fedge.training.local import LocalTrainer
@@ -23,12 +25,22 @@ from tests.unit.server.trainer.parallel.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
-TASK = TinyTask(dropout=0.0)
+
+@dataclass(frozen=True)
+class Noisy(TinyTask):
+    """Varies its inputs by noise of its own."""
+
+    def augment(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        return inputs + 0.3 * torch.randn(inputs.shape, generator=generator)
+
+
+TASK = Noisy(dropout=0.0)
 START = LocalTrainer(TASK).initial_weights(0)
 SPECS = [
     RefineSpec(learning_rate=0.1, batch_size=size, steps=15, max_grad_norm=norm, objective=name)
     for size, norm, name in ((8, 0.0, "fine-tune"), (7, 0.05, "anchored"), (1, 0.0, "distill"))
 ]
+SPECS.append(replace(SPECS[0], augmentation="task"))
 
 
 def _refining(mesh: MeshConfig, folder: str = "") -> Refining:
