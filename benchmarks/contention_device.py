@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_client.inference import Engine, Serving, Version
+from edge_client.engine_maker import EngineMaker
+from edge_client.inference import Serving, Version
 from edge_client.model_store import ModelStore
 from edge_client.mqtt.part import MqttPart
 from edge_client.mqtt.settings import MqttConfig, SchemaConfig
@@ -94,7 +95,8 @@ class Device:
         self._layout = patcher.plan.layout
         self._weights = self._rng.normal(0, 0.1, self._layout.size).astype(np.float32)
         version = Version(0, vector_digest(self._weights))
-        self._serving = Serving(Engine(patcher.patch(self._layout, self._weights), version))
+        engine = EngineMaker(patcher).engine(self._layout, self._weights, version)
+        self._serving = Serving(engine)
         self._inputs = self._rng.random((64, *self._serving.input_shape), np.float32)
         self._samples = stack.enter_context(SampleDatabase(folder / "samples.db", StoreConfig()))
         for number in range(NUM_EXAMPLES):

@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from benchmarks.harness import CannotRun, progress
 from benchmarks.swap_versions import Architecture, SignedVersion, architecture, sign_versions
 from edge_client.crash_guard import CrashGuard
-from edge_client.inference import Array, Engine, Serving, Version
+from edge_client.engine_maker import EngineMaker
+from edge_client.inference import Array, Serving, Version
 from edge_client.model_store import ModelStore
 from edge_client.responsive import be_responsive
 from edge_client.rollout import Rollout
@@ -177,11 +178,11 @@ def _swap(
 
 def _time_swap(model: Architecture, repeats: int) -> float:
     """Return the median ms from weights in memory to an engine that has answered once."""
-    times = []
+    times, maker = [], EngineMaker(model.patcher)
     for number in range(repeats):
         weights = model.weights(number)
         started = time.perf_counter()
-        Engine(model.patcher.patch(model.layout, weights), Version(1, ""))
+        maker.engine(model.layout, weights, Version(1, ""))
         times.append(1000 * (time.perf_counter() - started))
     return float(np.median(times))
 

@@ -21,7 +21,12 @@ def preparation(config: InferenceConfig) -> Callable[[Engine], Predictor] | None
     """Return what is put before each engine that serves, None where nothing is configured."""
     if config.max_batch == 1:
         return None
-    return lambda engine: MicroBatcher(engine, config.max_batch, config.max_wait_us)
+
+    def prepare(engine: Engine) -> Predictor:
+        engine.load_batches()
+        return MicroBatcher(engine, config.max_batch, config.max_wait_us)
+
+    return prepare
 
 
 class _Waiting:

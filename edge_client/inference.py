@@ -1,12 +1,13 @@
 """Predictions from the local model, at once, while versions come and go.
 
-An engine is one version in one interpreter and never changes. Serving holds the current engine
+An engine is one version and never another. Serving holds the current engine
 and exchanges it as one reference: a request takes it once and is answered by that version alone,
 however many swaps happen meanwhile. Neither torch nor Flower is imported here.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -23,6 +24,8 @@ from fedge.errors import ModelError
 from fedge.tflite.runner import Runner
 
 Array = npt.NDArray[Any]
+log = logging.getLogger(__name__)
+
 _LARGEST_DOT = 8192  # beyond it OpenBLAS would start threads of its own
 
 
@@ -70,28 +73,46 @@ class Predictor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Batched:
+    """The same version with graphs for batches, for when one is asked for.
+
+    Attributes:
+        least: examples of the smallest batch that has a graph.
+        make: returns the model.
+    """
+
+    least: int
+    make: Callable[[], bytes]
+
+
 class Engine:
-    """One model version, safe across threads: requests take turns in its interpreter.
+    """One model version, safe across threads: requests take turns in the runtime.
+
+    Args:
+        batched: takes over for good when the first batch comes that has a graph there.
 
     Attributes:
         input_shape: of one example.
         input_dtype: of the input.
-        batch_sizes: how many examples one call of the runtime can take, largest first.
 
     Raises:
         ModelError: no runtime is installed, or it refuses the model.
     """
 
-    def __init__(self, model: bytes, version: Version, num_threads: int = 1) -> None:
+    def __init__(
+        self, model: bytes, version: Version, num_threads: int = 1, batched: Batched | None = None
+    ) -> None:
         self.version = version
-        self._runner = Runner(model, num_threads)
+        self._num_threads = num_threads
+        self._runner = self._start(model)
+        self._batched = batched
+        self._has_taken_batches = False
+        self._loading = threading.Lock()
         self.input_shape: tuple[int, ...] = self._runner.input_shape
         self.input_dtype: np.dtype[Any] = self._runner.input_dtype
-        self.batch_sizes: tuple[int, ...] = self._runner.batch_sizes
         self._is_float = self.input_dtype.kind == "f"
         self._turns = _Turns()
-        # The first call plans memory and packs weights; no request should wait for that.
-        self._runner.run_one(np.zeros(self.input_shape, self.input_dtype))
 
     def predict(self, inputs: Array) -> Array:
         """Return the output of one example, or the outputs ``[B, ...]`` of a batch.
@@ -103,14 +124,19 @@ class Engine:
 
         Raises:
             InvalidInput: wrong shape or dtype, NaN or Inf; says what was expected.
+            ModelError: the runtime failed.
         """
-        turns, runner = self._turns, self._runner
+        turns = self._turns
         if self.check(inputs):
             turns.take()
             try:
-                return runner.run_one(inputs)
+                return self._runner.run_one(inputs)
             finally:
                 turns.leave()
+        batched = self._batched
+        if batched is not None and len(inputs) >= batched.least:
+            self.load_batches()
+        runner = self._runner
         outputs = np.empty((len(inputs), *runner.output_shape), runner.output_dtype)
         for part in runner.parts(len(inputs)):
             turns.take()
@@ -119,6 +145,29 @@ class Engine:
             finally:
                 turns.leave()
         return outputs
+
+    @property
+    def has_taken_batches(self) -> bool:
+        """Tell whether the graphs for batches were loaded."""
+        return self._has_taken_batches
+
+    def load_batches(self) -> None:
+        """Take in the graphs for batches; without them each example is answered by itself."""
+        with self._loading:
+            if self._batched is None:
+                return
+            try:
+                self._runner = self._start(self._batched.make())
+                self._has_taken_batches = True
+            except (ModelError, MemoryError) as error:
+                log.warning("batches are answered one example at a time: %s", error)
+            self._batched = None
+
+    def _start(self, model: bytes) -> Runner:
+        runner = Runner(model, self._num_threads)
+        # The first call plans memory; no request should wait for that.
+        runner.run_one(np.zeros(runner.input_shape, runner.input_dtype))
+        return runner
 
     def check(self, inputs: Any) -> bool:
         """Let nothing but finite numbers of the model's shape and dtype pass.
@@ -330,6 +379,9 @@ class Serving:
         return Prediction(output, engine.version, latency_us)
 
     def _put(self, engine: Engine) -> None:
+        before = self._plain
+        if before is not None and before.has_taken_batches:
+            engine.load_batches()  # here nobody waits for it
         self._plain = engine
         self._engine = engine if self._prepare is None else self._prepare(engine)
 

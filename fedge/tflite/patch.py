@@ -7,7 +7,8 @@ never changed under a live one: a delegate has packed the old weights and would 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,15 @@ import numpy.typing as npt
 from fedge.errors import ModelError, UpdateRejected
 from fedge.params import BYTES_PER_PARAMETER, Layout, Vector, vector_digest
 from fedge.tflite.copies import Copy
+from fedge.tflite.graphs import Cut
 from fedge.tflite.plan import Plan
 
 
 class Patcher:
     """A template and its plan, checked against each other once.
+
+    Attributes:
+        template: whose copies are patched; never changed.
 
     Raises:
         ModelError: the template is not the one that the plan was made for, or is damaged.
@@ -37,7 +42,7 @@ class Patcher:
                 "template: not the one that the plan was made for, or damaged; "
                 "copy template and plan again, together"
             )
-        self._template = bytes(template)
+        self.template = bytes(template)
         self.plan = plan
 
     @staticmethod
@@ -53,8 +58,11 @@ class Patcher:
             raise ModelError(f"plan: not a patching plan: {error}") from error
         return Patcher(template, Plan.from_json(text))
 
-    def patch(self, layout: Layout, weights: Vector) -> bytes:
+    def patch(self, layout: Layout, weights: Vector, cut: Cut | None = None) -> bytes:
         """Return a new model with these weights in place of the template's.
+
+        Args:
+            cut: leaves the first graph alone in it.
 
         Raises:
             ModelError: another layout, or weights that are not finite.
@@ -67,12 +75,14 @@ class Patcher:
         for name, tensor in tensors.items():
             if not np.isfinite(tensor).all():
                 raise ModelError(f"weights: tensor {name} is not finite")
-        # numpy copies without the interpreter lock, so that predictions go on meanwhile.
-        content = np.frombuffer(self._template, np.uint8).copy()
-        words = _words(content.data)
-        for copy in self.plan.copies:
-            copy.file_view(words)[...] = copy.source_view(tensors[copy.parameter].reshape(-1))
-        return content.tobytes()
+        # numpy copies without the interpreter lock, so that predictions go on meanwhile. What a
+        # BytesIO was made of is written in place and given back: `tobytes` would copy with it.
+        patched = io.BytesIO(bytes(len(self.template)))
+        with patched.getbuffer() as content:
+            _fill(content, self.template, self.plan.copies, tensors)
+            if cut is not None:
+                cut.shorten(content)
+        return patched.getvalue()
 
     def extract(self, layout: Layout) -> Vector:
         """Return the weights that the template holds; what the graph does not use is zero.
@@ -83,7 +93,7 @@ class Patcher:
         self._check_layout(layout)
         vector = np.zeros(layout.size, np.float32)
         tensors = {name: view.reshape(-1) for name, view in layout.views(vector).items()}
-        words = _words(self._template)
+        words = _words(self.template)
         for copy in self.plan.copies:
             copy.source_view(tensors[copy.parameter])[...] = copy.file_view(words)
         for alias, source in self.plan.ties:
@@ -126,6 +136,19 @@ def skeleton_digest(template: bytes, copies: Iterable[Copy]) -> str:
     for copy in copies:
         copy.file_view(words)[...] = 0
     return hashlib.sha256(content).hexdigest()
+
+
+def _fill(
+    content: memoryview,
+    template: bytes,
+    copies: Iterable[Copy],
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+) -> None:
+    """Write a template with these tensors; no view of the content is left behind."""
+    np.copyto(np.frombuffer(content, np.uint8), np.frombuffer(template, np.uint8))
+    words = _words(content)
+    for copy in copies:
+        copy.file_view(words)[...] = copy.source_view(tensors[copy.parameter].reshape(-1))
 
 
 def _words(content: bytes | bytearray | memoryview) -> npt.NDArray[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedge.errors import ModelError
-from fedge.tflite.runtime import load_interpreter
+from fedge.tflite.runtime import load_interpreter, open_interpreter
 
 Array = npt.NDArray[Any]
 SIGNATURE_PREFIX = "batch_"
@@ -97,6 +97,15 @@ class Runner:
         for part in self.parts(len(batch)):
             outputs[part] = self.run_part(batch[part])
         return outputs
+
+
+def batch_sizes_of(model: bytes) -> tuple[int, ...]:
+    """Return the batches above 1 that a model has graphs for, largest first; takes no time.
+
+    Raises:
+        ModelError: the runtime refuses the model.
+    """
+    return tuple(_batch_signatures(open_interpreter(model).get_signature_list()))
 
 
 def _batch_signatures(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,14 +62,30 @@ def load_interpreter(model: bytes, num_threads: int) -> Interpreter:
     Raises:
         ModelError: no usable runtime is installed, or the runtime refuses the model.
     """
-    make = interpreter_class()
-    try:
-        interpreter: Interpreter = make(model_content=bytes(model), num_threads=num_threads)
+    with _refusals():
+        interpreter = open_interpreter(model, num_threads)
         # Before any signature runner is asked for: otherwise XNNPACK is not applied.
         interpreter.allocate_tensors()
+    return interpreter
+
+
+def open_interpreter(model: bytes, num_threads: int = 1) -> Interpreter:
+    """Return an interpreter that can say what the model is and not run it yet; takes no time.
+
+    Raises:
+        ModelError: as `load_interpreter`.
+    """
+    make = interpreter_class()
+    with _refusals():
+        return make(model_content=bytes(model), num_threads=num_threads)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
     except (ValueError, RuntimeError, TypeError) as error:
         raise ModelError(f"the TFLite runtime refuses the model: {error}") from error
-    return interpreter
 
 
 def interpreter_class() -> Callable[..., Interpreter]:

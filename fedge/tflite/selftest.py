@@ -1,4 +1,4 @@
-"""Known answers: inputs with the outputs that a version must give, checked after every swap.
+"""Known answers: inputs with the outputs that a version must give, checked with every version.
 
 Only this catches a wrong plan and a runtime that computes wrongly without saying so.
 """

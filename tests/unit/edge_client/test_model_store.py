@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from edge_client import version_loader
 from edge_client.inference import Version
 from edge_client.model_store import ModelStore, load_bundled
 from fedge.durable import write_atomically
@@ -17,6 +18,7 @@ from fedge.params import vector_digest
 from fedge.protocol import PROTOCOL_VERSION
 from fedge.task import EdgeFiles
 from fedge.tasks.digits import Digits
+from fedge.tflite.runner import Runner
 from fedge.tflite.selftest import encode_self_test
 from tests.unit.edge_client.engines import (
     FOLDER,
@@ -207,6 +209,21 @@ def test_a_bad_version_is_refused_before_anything_is_written(
         store.install(*BAD[reason]().args)
     assert {path: path.read_bytes() for path in files_of(tmp_path)} == before
     assert store.load_engine(1).version == publish(5).version
+
+
+def test_graphs_for_batches_that_answer_wrongly_are_refused_again_and_again(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(Runner):
+        def run(self, batch: np.ndarray) -> np.ndarray:
+            return super().run(batch) + 1
+
+    monkeypatch.setattr(version_loader, "Runner", Wrong)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="self-test"):
+            store.install(*publish(1).args)
+    monkeypatch.undo()
+    assert store.install(*publish(1).args).round == 1
 
 
 def test_a_version_that_another_key_signed_is_refused(store: ModelStore) -> None:

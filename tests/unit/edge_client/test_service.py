@@ -32,6 +32,8 @@ LIMITS = InferenceConfig(
 class DoublingEngine:
     """Stands in for an engine: takes ``[2]`` or ``[B, 2]`` and doubles it, when it may."""
 
+    has_taken_batches = False
+
     def __init__(self, round: int = 1) -> None:
         self.version = Version(round, f"digest-{round}")
         self.input_shape = (2,)

@@ -25,6 +25,8 @@ WORK = np.ones((400, 400), np.float32)
 class SlowEngine:
     """Doubles ``[1]``, after some milliseconds of real work."""
 
+    has_taken_batches = False
+
     version = Version(1, "digest")
     input_shape = (1,)
 

@@ -28,6 +28,8 @@ CONFIG = StoreConfig(holdout_fraction=0.0)
 class SummingEngine:
     """Stands in for an engine: answers a window with its sum."""
 
+    has_taken_batches = False
+
     version = Version(3, "digest")
     input_shape = (SPEC.size, SPEC.num_channels)
 
