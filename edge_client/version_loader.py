@@ -156,6 +156,8 @@ def _check_batches(
     for tried in (weights, weights * _LARGER) if maker.batch_sizes else ():
         runner = Runner(maker.patcher.patch(layout, tried), num_threads)
         expected = np.stack([runner.run_one(example) for example in inputs])
+        if not np.isfinite(expected).all():  # the larger ones alone: the others' answers are known
+            continue
         for size in maker.batch_sizes:
             index = np.arange(size) % len(inputs)
             run_self_test(runner.run, inputs[index], expected[index], tolerance)

@@ -226,6 +226,33 @@ def test_graphs_for_batches_that_answer_wrongly_are_refused_again_and_again(
     assert store.install(*publish(1).args).round == 1
 
 
+def test_graphs_for_batches_that_read_other_weights_are_refused(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first: list[Runner] = []
+
+    class Stale(Runner):
+        def run(self, batch: np.ndarray) -> np.ndarray:
+            first.append(self)
+            return Runner.run(first[0], batch)
+
+    monkeypatch.setattr(version_loader, "Runner", Stale)
+    with pytest.raises(ModelError, match="self-test"):
+        store.install(*publish(1).args)
+    assert first[-1] is not first[0]  # with the version's own weights they were right
+
+
+def test_weights_that_are_only_too_large_when_made_larger_are_taken(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Overflowing(Runner):
+        def run_one(self, example: np.ndarray) -> np.ndarray:
+            return super().run_one(example) * np.float32(np.inf)
+
+    monkeypatch.setattr(version_loader, "Runner", Overflowing)
+    assert store.install(*publish(1).args).round == 1
+
+
 def test_a_version_that_another_key_signed_is_refused(store: ModelStore) -> None:
     content, _, blobs = publish(1).args
     forged = sign(content, Ed25519PrivateKey.generate())
