@@ -8,7 +8,7 @@ import pytest
 from fedge.errors import ModelError
 from fedge.manifest import Blob
 from tests.unit.edge_client.engines import PLAN, TEMPLATE, answer, make_weights
-from tests.unit.edge_client.test_model_store import INPUTS, files_of, open_store, publish
+from tests.unit.edge_client.published_versions import INPUTS, files_of, open_store, publish
 from tests.unit.fedge.tflite.helpers import flip_bit
 
 

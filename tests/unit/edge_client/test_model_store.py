@@ -8,81 +8,36 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_client import version_loader
 from edge_client.inference import Version
 from edge_client.model_store import ModelStore, load_bundled
 from fedge.durable import write_atomically
 from fedge.errors import ModelError
-from fedge.manifest import Blob, ModelManifest, SelfTest, sign
+from fedge.manifest import Blob, sign
 from fedge.params import vector_digest
 from fedge.protocol import PROTOCOL_VERSION
 from fedge.task import EdgeFiles
 from fedge.tasks.digits import Digits
-from fedge.tflite.runner import Runner
-from fedge.tflite.selftest import encode_self_test
 from tests.unit.edge_client.engines import (
     FOLDER,
-    LAYOUT,
     PATCHER,
     PLAN,
     TEMPLATE,
     answer,
-    make_inputs,
     make_weights,
 )
+from tests.unit.edge_client.published_versions import (
+    INPUTS,
+    Published,
+    files_of,
+    open_store,
+    publish,
+)
 from tests.unit.fedge.tflite.helpers import flip_bit
-
-KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
-INPUTS = make_inputs(6, seed=9)
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A version as a registry hands it out."""
-
-    manifest: ModelManifest
-    blobs: dict[str, bytes]
-
-    @property
-    def args(self) -> tuple[bytes, bytes, dict[str, bytes]]:
-        content = self.manifest.to_bytes()
-        return content, sign(content, KEY), self.blobs
-
-    @property
-    def version(self) -> Version:
-        return Version(self.manifest.round, self.manifest.weights.digest)
-
-
-def publish(round: int, run_name: str = "run", outputs_off: float = 0.0) -> Published:
-    weights = make_weights(round)
-    outputs = answer(weights, INPUTS).astype(np.float32) + np.float32(outputs_off)
-    known = encode_self_test(INPUTS, outputs)
-    contents = [weights.tobytes(), TEMPLATE, PLAN, known]
-    manifest = ModelManifest(
-        protocol=PROTOCOL_VERSION,
-        run_name=run_name,
-        round=round,
-        task="digits",
-        layout_json=LAYOUT.to_json(),
-        weights=Blob.of(contents[0]),
-        template=Blob.of(TEMPLATE),
-        plan=Blob.of(PLAN),
-        self_test=SelfTest(Blob.of(known), INPUTS.shape, outputs.shape),
-    )
-    return Published(manifest, {Blob.of(content).digest: content for content in contents})
-
-
-def open_store(root: Path, keep_versions: int = 3) -> ModelStore:
-    return ModelStore(root, KEY.public_key(), keep_versions)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
     return open_store(tmp_path / "models")
-
-
-def files_of(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.is_file())
 
 
 def test_an_installed_version_is_served_as_torch_would_answer(store: ModelStore) -> None:
@@ -209,48 +164,6 @@ def test_a_bad_version_is_refused_before_anything_is_written(
         store.install(*BAD[reason]().args)
     assert {path: path.read_bytes() for path in files_of(tmp_path)} == before
     assert store.load_engine(1).version == publish(5).version
-
-
-def test_graphs_for_batches_that_answer_wrongly_are_refused_again_and_again(
-    store: ModelStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Wrong(Runner):
-        def run(self, batch: np.ndarray) -> np.ndarray:
-            return super().run(batch) + 1
-
-    monkeypatch.setattr(version_loader, "Runner", Wrong)
-    for _ in range(2):
-        with pytest.raises(ModelError, match="self-test"):
-            store.install(*publish(1).args)
-    monkeypatch.undo()
-    assert store.install(*publish(1).args).round == 1
-
-
-def test_graphs_for_batches_that_read_other_weights_are_refused(
-    store: ModelStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first: list[Runner] = []
-
-    class Stale(Runner):
-        def run(self, batch: np.ndarray) -> np.ndarray:
-            first.append(self)
-            return Runner.run(first[0], batch)
-
-    monkeypatch.setattr(version_loader, "Runner", Stale)
-    with pytest.raises(ModelError, match="self-test"):
-        store.install(*publish(1).args)
-    assert first[-1] is not first[0]  # with the version's own weights they were right
-
-
-def test_weights_that_are_only_too_large_when_made_larger_are_taken(
-    store: ModelStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Overflowing(Runner):
-        def run_one(self, example: np.ndarray) -> np.ndarray:
-            return super().run_one(example) * np.float32(np.inf)
-
-    monkeypatch.setattr(version_loader, "Runner", Overflowing)
-    assert store.install(*publish(1).args).round == 1
 
 
 def test_a_version_that_another_key_signed_is_refused(store: ModelStore) -> None:

@@ -10,7 +10,7 @@ from edge_client.cli import app
 from edge_client.model_store import ModelStore
 from edge_client.version_choices import FILE, ChoicesFile
 from fedge.cli import run_cli
-from tests.unit.edge_client.test_model_store import KEY, publish
+from tests.unit.edge_client.published_versions import KEY, publish
 
 
 @pytest.fixture

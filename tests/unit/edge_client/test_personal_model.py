@@ -18,7 +18,7 @@ from fedge.messages import EncodedUpdate, RoundKey
 from fedge.params import Vector
 from fedge.personal import personal_part
 from tests.unit.edge_client.engines import LAYOUT, answer, make_inputs, make_weights
-from tests.unit.edge_client.test_model_store import KEY, publish
+from tests.unit.edge_client.published_versions import KEY, publish
 
 INPUTS = make_inputs(5)
 PART = personal_part(LAYOUT, (LAYOUT.names[-2], LAYOUT.names[-1]))

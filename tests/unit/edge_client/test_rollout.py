@@ -20,7 +20,7 @@ from edge_client.settings import ModelsConfig
 from fedge.errors import ModelError
 from fedge.task import Examples, Split
 from tests.unit.edge_client.engines import answer, make_engine, make_inputs, make_weights
-from tests.unit.edge_client.test_model_store import KEY, Published, publish
+from tests.unit.edge_client.published_versions import KEY, Published, publish
 
 INPUTS = make_inputs(60, seed=3)
 CONFIG = ModelsConfig(healthy_s=60.0, probation_s=1000.0, check_s=10.0)
