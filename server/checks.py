@@ -15,6 +15,7 @@ from server.settings import ServerConfig
 from server.trainer.augmentations import AUGMENTATIONS
 from server.trainer.objectives import OBJECTIVES
 from server.trainer.optimizers import OPTIMIZERS as OPTIMIZERS_OF_REFINEMENT
+from server.trainer.spec import RefineSpec
 from server.tuner.pruners import PRUNERS
 from server.tuner.readouts import READOUTS
 from server.tuner.samplers import SAMPLERS
@@ -37,12 +38,13 @@ def load_checked_task(config: ServerConfig) -> Task:
 
 
 def check_model(config: ServerConfig, task: Task) -> None:
-    """Refuse a model that cannot be learnt, or lacks the layers that are to be personal.
+    """Refuse a model that cannot be learnt, or is not what the configuration takes it for.
 
     Raises:
         FedgeError: says what of it cannot be used.
     """
     personal_part(layout_of(build_checked_model(task)), config.train.personal_layers)
+    AUGMENTATIONS[config.refine.augmentation](task, RefineSpec())
 
 
 def check_names(config: ServerConfig, prefix: str = "") -> None:

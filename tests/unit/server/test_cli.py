@@ -34,6 +34,11 @@ def test_check_says_that_a_configuration_is_fine_and_makes_nothing(
         ("aggregation.aggregator=none", "aggregation.aggregator: must be one of bounded-mean, "),
         ("aggregation.server_optimizer=none", "server_optimizer: must be one of fedadagrad, "),
         ("refine.objective=none", "refine.objective: must be one of anchored, distill, "),
+        ("refine.augmentation=affine", "affine varies images [C, H, W]; task digits has inputs of"),
+        (
+            "refine.augmentation=task",
+            "needs augment(inputs, generator), which task digits does not",
+        ),
         ("metrics_address=here", "metrics_address: must be host:port"),
         ("task.options.seed=one", "digits: seed must be a whole number"),
     ],
