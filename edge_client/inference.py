@@ -107,7 +107,6 @@ class Engine:
         self._num_threads = num_threads
         self._runner = self._start(model)
         self._batched = batched
-        self._has_taken_batches = False
         self._loading = threading.Lock()
         self.input_shape: tuple[int, ...] = self._runner.input_shape
         self.input_dtype: np.dtype[Any] = self._runner.input_dtype
@@ -148,8 +147,8 @@ class Engine:
 
     @property
     def has_taken_batches(self) -> bool:
-        """Tell whether the graphs for batches were loaded."""
-        return self._has_taken_batches
+        """Tell whether there are graphs for batches now."""
+        return self._runner.batch_sizes != (1,)
 
     def load_batches(self) -> None:
         """Take in the graphs for batches; without them each example is answered by itself."""
@@ -158,7 +157,6 @@ class Engine:
                 return
             try:
                 self._runner = self._start(self._batched.make())
-                self._has_taken_batches = True
             except (ModelError, MemoryError) as error:
                 log.warning("batches are answered one example at a time: %s", error)
             self._batched = None
