@@ -19,7 +19,8 @@ from benchmarks.tasks.mnist_writers import NUM_TEST_A_ROUND, MnistWriters
 from fedge.config import build
 from fedge.task import Task
 from fedge.tasks.digits import Digits
-from server.settings import PRIVATE_MEAN, AggregationConfig
+from server.contradictions import PRIVATE_MEAN
+from server.settings import AggregationConfig
 from simulation.attacks.methods import attack_names
 from simulation.runner import simulate
 from simulation.settings import AttackConfig, SimulateConfig

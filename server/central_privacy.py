@@ -9,15 +9,31 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from fedge.errors import ConfigError
 from fedge.privacy.accounting import Spend, epsilon
-from server.settings import CentralPrivacyConfig
+from server.settings import CentralPrivacyConfig, ServerConfig
 
 MEMORY = "central_privacy"
 
 
+def noise_of_round(config: ServerConfig, round: int) -> float:
+    """Return the noise multiplier of one round.
+
+    A Gaussian mechanism costs in proportion to 1 / noise², and at sampling rate 1 costs add up:
+    over all rounds they come to those of as many rounds of ``noise_multiplier``, however split.
+    Of two neighbouring rounds the later one's share is the same multiple of the earlier one's.
+    """
+    wanted, num_rounds = config.central_privacy, config.rounds.num_rounds
+    places = np.linspace(0, 1, num_rounds) if num_rounds > 1 else np.zeros(1)
+    mean = float(np.mean(wanted.noise_split**places))
+    at = places[min(max(round, 1), num_rounds) - 1]
+    return float(wanted.noise_multiplier * np.sqrt(mean / wanted.noise_split**at))
+
+
 def open_account(
-    config: CentralPrivacyConfig, memory: dict[str, Any], round: int, num_lost: int = 0
+    config: CentralPrivacyConfig, memory: dict[str, Any], round: int
 ) -> dict[str, Any]:
     """Return the memory of a run that begins or resumes, with its account where it has one.
 
@@ -25,7 +41,6 @@ def open_account(
         config: without noise there is no account: what it held covers later rounds no more.
         memory: of the checkpoint that the run goes on from.
         round: of that checkpoint.
-        num_lost: later rounds that were published and whose checkpoints are damaged.
 
     Raises:
         ConfigError: rounds were committed that no account knows of.
@@ -40,21 +55,19 @@ def open_account(
             key="central_privacy.noise_multiplier",
         )
     account = {**memory.get(MEMORY, {"spends": []}), "delta": config.delta}
-    return charge(config, {**others, MEMORY: account}, num_lost)
+    return {**others, MEMORY: account}
 
 
-def charge(
-    config: CentralPrivacyConfig, memory: dict[str, Any], num_rounds: int = 1
-) -> dict[str, Any]:
-    """Return the memory with so many rounds more on the account; as it is without one."""
-    if MEMORY not in memory or num_rounds < 1:
+def charge(config: ServerConfig, memory: dict[str, Any], round: int) -> dict[str, Any]:
+    """Return the memory with one round more on the account; as it is without one."""
+    if MEMORY not in memory:
         return memory
-    account = memory[MEMORY]
+    account, noise = memory[MEMORY], noise_of_round(config, round)
     spends = [list(spend) for spend in account["spends"]]
-    if spends and spends[-1][0] == config.noise_multiplier:
-        spends[-1][1] += num_rounds
+    if spends and spends[-1][0] == noise:
+        spends[-1][1] += 1
     else:
-        spends.append([config.noise_multiplier, num_rounds])
+        spends.append([noise, 1])
     return {**memory, MEMORY: {**account, "spends": spends}}
 
 

@@ -18,7 +18,7 @@ from fedge.privacy.noise import Draws
 from fedge.records import to_array_record
 from fedge.task import CloudData, Task, load_task
 from fedge.training.local import LocalTrainer
-from server.central_privacy import open_account
+from server.central_privacy import charge, open_account
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.device_voice import DeviceVoice
 from server.evaluation import CentralEvaluation
@@ -119,9 +119,14 @@ def _run(
         state = _begin(config, trainer, commit)
     else:
         state = _resume(config, trainer.layout, found, metrics)
-        # A later checkpoint that is damaged was published all the same.
-        num_lost = (store.latest_round() or 0) - found.round
-        memory = open_account(config.central_privacy, state.memory, state.round, num_lost)
+    tuner = None
+    if config.tuner.sampler:
+        tuner = Tuner(config, task, data, trainer.layout, draws, state.seed)
+    if found is not None:
+        memory = open_account(config.central_privacy, state.memory, state.round)
+        # Later checkpoints that are damaged were published all the same.
+        for lost in range(found.round + 1, (store.latest_round() or 0) + 1):
+            memory = charge(tuner.config_of(lost) if tuner else config, memory, lost)
         state = replace(state, memory=memory)
         if refine is not None:
             refine.resume(state.round, state.weights, state.metrics)
@@ -132,9 +137,6 @@ def _run(
         num_rounds=config.rounds.num_rounds,
         resumed=found is not None,
     )
-    tuner = None
-    if config.tuner.sampler:
-        tuner = Tuner(config, task, data, trainer.layout, draws, state.seed)
     reference = make_reference(config, task)
     strategy = HybridStrategy(
         config,

@@ -17,7 +17,7 @@ from fedge.errors import AggregationError
 from fedge.params import Layout, Vector
 from fedge.personal import personal_part
 from fedge.privacy.noise import Draws
-from server.central_privacy import account_in
+from server.central_privacy import account_in, noise_of_round
 from server.checkpoint import Checkpoint
 from server.settings import ServerConfig
 
@@ -75,7 +75,7 @@ class ModelUpdate:
     ) -> tuple[AggregatorOptions, RoundContext]:
         """Return what the aggregator is made with, but for its source of noise."""
         options = replace(
-            _aggregator_options(self._server),
+            _aggregator_options(self._server, round),
             num_clients=self._config.num_clients or num_clients,
         )
         return options, RoundContext(round, memory=self.memory_of(memory))
@@ -127,16 +127,16 @@ class ModelUpdate:
         )
 
 
-def _aggregator_options(config: ServerConfig) -> AggregatorOptions:
-    chosen, train, central = config.aggregation, config.train, config.central_privacy
+def _aggregator_options(config: ServerConfig, round: int) -> AggregatorOptions:
+    chosen, train = config.aggregation, config.train
     return AggregatorOptions(
         malicious_fraction=chosen.malicious_fraction,
         norm_bound=chosen.norm_bound,
         bound_factor=chosen.bound_factor,
         learning_rate=train.learning_rate,
         momentum=train.momentum,
-        clip_norm=central.clip_norm,
-        noise_multiplier=central.noise_multiplier,
+        clip_norm=config.central_privacy.clip_norm,
+        noise_multiplier=noise_of_round(config, round),
         expected_cohort=max(1, config.rounds.cohort_size),
     )
 

@@ -312,8 +312,8 @@ class HybridStrategy(Strategy):
                 dict(intake.refused) or "none",
             )
             return False
-        central = self._config.central_privacy
-        self._next = replace(self._next, memory=charge(central, self._next.memory))
+        memory = charge(self._config, self._next.memory, self._next.round)
+        self._next = replace(self._next, memory=memory)
         reference = None if self._reference is None else self._reference.take()
         try:
             self._next = self._update.apply(self._next, aggregate, reference)

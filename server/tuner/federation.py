@@ -26,11 +26,11 @@ from fedge.training.evaluate import Values as Losses
 from fedge.training.local import LocalResult, LocalTrainer
 from server.checkpoint import Checkpoint
 from server.model_update import ModelUpdate
-from server.settings import CentralPrivacyConfig, ServerConfig
+from server.settings import ServerConfig
 from server.tuner.pseudo_clients import draw_clients, proxy_parts
 
 AGGREGATOR = "weighted-mean"
-"""Pseudo-clients are honest and few: robust rules and central noise would only hide them."""
+"""Pseudo-clients are honest and few: robust rules would only hide them."""
 
 
 @dataclass(eq=False)
@@ -78,6 +78,7 @@ class VirtualFederation:
         self._layout: Layout = self._scorer.layout
         self._clients: list[Examples] = []
         self._round = 0
+        self._number = 0
         self._trained: dict[tuple[str, str], list[Vector]] = {}
 
     def open(self, state: Checkpoint, configs: Sequence[ServerConfig]) -> list[Trial]:
@@ -93,6 +94,7 @@ class VirtualFederation:
         """Take each candidate through one virtual round; one that diverges is out."""
         # Candidates that differ in what the server does alone train from the same weights.
         self._trained = {}
+        self._number = number
         for trial in trials:
             if trial.state is not None:
                 try:
@@ -110,17 +112,18 @@ class VirtualFederation:
         train = config.train
         if train.client_term == "scaffold":  # its controls are the real clients'
             train = replace(train, client_term="none")
-        virtual = replace(
-            config,
-            train=train,
-            aggregation=replace(config.aggregation, aggregator=AGGREGATOR),
-            central_privacy=CentralPrivacyConfig(),
-        )
-        return Trial(virtual, state, ModelUpdate(virtual, self._layout))
+        virtual = replace(config, train=train)
+        if config.central_privacy.enabled:
+            virtual = _as_noisy(virtual, len(self._clients))
+        else:
+            chosen = replace(config.aggregation, aggregator=AGGREGATOR)
+            virtual = replace(virtual, aggregation=chosen)
+        return Trial(virtual, state, ModelUpdate(virtual, self._layout, self._noise))
 
     def _advance(self, trial: Trial, state: Checkpoint, number: int) -> Checkpoint:
         deltas = self._deltas(trial, state, number)
-        with trial.update.open_aggregate(state.round, {}, len(deltas)) as aggregate:
+        round = self._stands_for(number, trial.config.rounds.num_rounds)
+        with trial.update.open_aggregate(round, {}, len(deltas)) as aggregate:
             for client, delta in enumerate(deltas):
                 sent = self._sent(trial, client, delta, number)
                 weight = float(len(self._clients[client]))
@@ -165,6 +168,27 @@ class VirtualFederation:
         encoded, trial.memories[client] = codec.encode(delta, memory, rng)
         return codec.decode(encoded.payload, self._layout)
 
+    def _stands_for(self, number: int, num_rounds: int) -> int:
+        """Return the real round whose central noise a virtual one has: together, all to come."""
+        left = max(0, num_rounds - self._round)
+        return self._round + round(left * (number - 1) / max(1, self._config.virtual_rounds - 1))
+
+    def _noise(self, _round: int) -> Draws:
+        """Return the central noise of a virtual round, the same for all candidates."""
+        purpose = f"central-{self._number}"
+        return Draws.seeded(stream_seed(self._seed, purpose, round=self._round))
+
     def _draws(self, number: int, client: int) -> Draws:
         purpose = f"draws-{number}"
         return Draws.seeded(stream_seed(self._seed, purpose, round=self._round, client=client))
+
+
+def _as_noisy(config: ServerConfig, num_clients: int) -> ServerConfig:
+    """Return a configuration that gives so few clients' mean the noise of a real cohort's."""
+    central, rounds = config.central_privacy, config.rounds
+    noise = central.noise_multiplier * num_clients / rounds.cohort_size
+    return replace(
+        config,
+        central_privacy=replace(central, noise_multiplier=noise),
+        rounds=replace(rounds, cohort_size=num_clients),
+    )

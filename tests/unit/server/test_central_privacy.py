@@ -6,16 +6,35 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.common import RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedge.config import build
 from fedge.errors import ConfigError
 from fedge.privacy.accounting import Spend, epsilon
 from fedge.privacy.noise import Draws
-from server.central_privacy import MEMORY, account_in, charge, epsilon_central, open_account
+from server.central_privacy import (
+    MEMORY,
+    account_in,
+    charge,
+    epsilon_central,
+    noise_of_round,
+    open_account,
+)
 from server.checkpoint import CheckpointStore
 from server.federation import RunSummary, run_federation
 from server.settings import CentralPrivacyConfig, ServerConfig
-from tests.unit.server.fake_grid import Client, FakeGrid, TinyTask, delta_of, honest, silent
+from tests.unit.server.fake_grid import (
+    Asked,
+    Client,
+    FakeGrid,
+    TinyTask,
+    delta_of,
+    honest,
+    silent,
+    update_of,
+)
 from tests.unit.server.scripted_rounds import configure, start_weights
 
 ON = CentralPrivacyConfig(noise_multiplier=2.0, clip_norm=0.05)
@@ -23,6 +42,21 @@ OFF = CentralPrivacyConfig()
 SECTION = {"noise_multiplier": 2.0, "clip_norm": 0.05}
 PRIVATE = {"aggregator": "private-mean"}
 CLIENTS: dict[int, Client] = dict.fromkeys(range(1, 8), honest)
+
+
+def zero(asked: Asked) -> RecordDict:
+    """Answer that nothing was learnt: what then moves the model is noise."""
+    return update_of(asked, np.zeros(3, np.float32))
+
+
+def noisy(num_rounds: int = 4, **section: Any) -> ServerConfig:
+    tree = {
+        "rounds": {"num_rounds": num_rounds, "cohort_size": 5},
+        "aggregation": PRIVATE,
+        "central_privacy": {**SECTION, **section},
+        "evaluate": {"every_rounds": 0},
+    }
+    return build(ServerConfig, tree)
 
 
 class Killed(BaseException):
@@ -155,20 +189,61 @@ def test_a_run_whose_first_rounds_were_not_noised_cannot_become_private(tmp_path
 
 
 def test_an_account_is_given_up_with_the_noise() -> None:
-    memory = charge(ON, open_account(ON, {"private-mean": {}}, 0))
+    memory = charge(noisy(), open_account(ON, {"private-mean": {}}, 0), 1)
     assert epsilon_central(memory) == pytest.approx(spent(1))
     assert account_in(memory) == {MEMORY: memory[MEMORY]}
     without = open_account(OFF, memory, 1)
     assert without == {"private-mean": {}}
-    assert charge(OFF, without) == without
+    assert charge(noisy(), without, 1) == without
     with pytest.raises(ConfigError):
         open_account(ON, without, 1)
 
 
 def test_charging_leaves_the_given_memory_alone() -> None:
-    before = charge(ON, open_account(ON, {}, 0))
-    charge(ON, before)
+    before = charge(noisy(), open_account(ON, {}, 0), 1)
+    charge(noisy(), before, 2)
     assert epsilon_central(before) == pytest.approx(spent(1))
+
+
+@given(
+    num_rounds=st.integers(1, 60), split=st.floats(1e-3, 1e3), noise_multiplier=st.floats(0.5, 50)
+)
+def test_however_the_noise_is_split_all_rounds_together_cost_the_same(
+    num_rounds: int, split: float, noise_multiplier: float
+) -> None:
+    config = noisy(num_rounds, noise_split=split, noise_multiplier=noise_multiplier)
+    memory = open_account(config.central_privacy, {}, 0)
+    for round in range(1, num_rounds + 1):
+        memory = charge(config, memory, round)
+    even = spent(num_rounds, noise_multiplier)
+    assert epsilon_central(memory) == pytest.approx(even, rel=1e-6)
+
+
+def test_the_last_round_has_the_splits_multiple_of_the_first_ones_share() -> None:
+    noise = [noise_of_round(noisy(5, noise_split=16.0), round) for round in range(1, 6)]
+    shares = 1 / np.square(noise)
+    np.testing.assert_allclose(shares[1:] / shares[:-1], 2.0)
+    assert noise[0] > 2.0 > noise[-1]
+
+
+def test_evenly_split_noise_is_the_configured_one_to_the_last_bit() -> None:
+    assert {noise_of_round(noisy(7), round) for round in range(1, 8)} == {2.0}
+
+
+def test_rounds_draw_the_noise_that_they_are_charged_for(tmp_path: Path) -> None:
+    section = {**SECTION, "noise_split": 9.0}
+    config = private(tmp_path, num_rounds=3, central_privacy=section)
+    summary = run(config, FakeGrid(dict.fromkeys(range(1, 6), zero)))
+    noise = [noise_of_round(config, round) for round in (1, 2, 3)]
+    drawn = sum(
+        (each * 0.05 * Draws.seeded(round).normal(3).numpy() / 5)
+        for round, each in enumerate(noise, start=1)
+    )
+    np.testing.assert_allclose(summary.weights - start_weights(), drawn, rtol=1e-4, atol=1e-6)
+    stored = CheckpointStore(tmp_path / "checkpoints").latest()
+    assert stored is not None
+    assert stored.memory[MEMORY]["spends"] == [[each, 1] for each in noise]
+    assert reported(summary)[-1] == pytest.approx(spent(3))
 
 
 @pytest.mark.parametrize(
