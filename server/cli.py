@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ from fedge.cli import (
     stop_on_signals,
 )
 from fedge.config import load
+from fedge.errors import ModelError
 from server.settings import ServerConfig
 
 app = make_app()
@@ -70,6 +72,34 @@ def tune_report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> 
 
     for path in write_plots(run_dir):
         typer.echo(path)
+
+
+@app.command("tune-model")
+def tune_model(config: ConfigOption = None, overrides: SetOption = None) -> None:
+    """Compare sizes of the model (tuner.model.space) before a run, by loss, latency and bytes.
+
+    Each is trained on the proxy data and converted for devices. Nothing is changed: the last lines
+    are for the configurations of the server and of all devices.
+    """
+    setup_logging("fedge-server")
+    settings = load(ServerConfig, config, overrides or ())
+    stop_on_signals()
+    from server.checks import check_names
+    from server.convert import MISSING_CONVERTER, find_converter
+    from server.tuner.model_price import price_of
+    from server.tuner.model_rating import choose, table
+    from server.tuner.model_search import ModelSearch
+
+    check_names(settings)
+    if find_converter() is None:
+        raise ModelError(MISSING_CONVERTER)
+    rated = ModelSearch(settings, price_of).run()
+    typer.echo("\n".join(table(rated)))
+    chosen = choose(rated)
+    why = "none is clearly better than those configured" if chosen is rated[0] else "the best"
+    typer.echo(f"\n# {why}\n[task.options]")
+    for key, value in chosen.values.items():
+        typer.echo(f"{key} = {json.dumps(value)}")
 
 
 @keys.command("release")

@@ -20,6 +20,7 @@ class TinyTask:
     """An MLP 4-8-3 on synthetic data.
 
     Attributes:
+        width: hidden units.
         dropout: probability between the layers.
         loss_s: seconds that each computation of the loss takes longer, to be interrupted in.
         bug: raise in the loss, as a task's own code might.
@@ -29,6 +30,7 @@ class TinyTask:
     num_proxy: int = 40
     num_gate: int = 30
     num_client: int = 24
+    width: int = NUM_HIDDEN
     dropout: float = 0.0
     loss_s: float = 0.0
     bug: bool = False
@@ -38,10 +40,10 @@ class TinyTask:
 
     def build_model(self) -> nn.Module:
         return nn.Sequential(
-            nn.Linear(NUM_INPUTS, NUM_HIDDEN),
+            nn.Linear(NUM_INPUTS, self.width),
             nn.Tanh(),
             nn.Dropout(self.dropout),
-            nn.Linear(NUM_HIDDEN, NUM_CLASSES),
+            nn.Linear(self.width, NUM_CLASSES),
         )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ imported where they are needed: a device that only predicts has neither.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 NUM_PIXELS = 64
 NUM_CLASSES = 10
-NUM_HIDDEN = 64
 _MAX_PIXEL = 16.0
 _DRAWS_PER_MINIMUM = 100
 _EDGE_FOLDER = Path(__file__).parent / "digits_edge"
@@ -42,6 +42,7 @@ class Digits:
     Attributes:
         num_proxy, num_gate, num_test: images of the cloud's shares, each label equally often.
         alpha: concentration of the Dirichlet draw; small is far from IID.
+        width, depth: units of a hidden layer, and hidden layers.
     """
 
     seed: int = 0
@@ -49,6 +50,8 @@ class Digits:
     num_gate: int = 80
     num_test: int = 300
     alpha: float = 0.3
+    width: int = 64
+    depth: int = 1
 
     name = "digits"
     input_shape = (NUM_PIXELS,)
@@ -57,19 +60,23 @@ class Digits:
         """Refuse a seed, shares and an alpha that cannot be drawn."""
         if not isinstance(self.seed, int) or self.seed < 0:
             raise TaskError(f"digits: seed must be a whole number >= 0, got {self.seed!r}")
-        for key in ("num_proxy", "num_gate", "num_test"):
+        for key in ("num_proxy", "num_gate", "num_test", "width", "depth"):
             if getattr(self, key) < 1:
                 raise TaskError(f"digits: {key} must be >= 1, got {getattr(self, key)}")
         if not self.alpha > 0:
             raise TaskError(f"digits: alpha must be > 0, got {self.alpha}")
 
     def build_model(self) -> nn.Module:
-        """Return an MLP 64-64-10; inputs ``[B, 64]`` float32 in [0, 1], logits ``[B, 10]``."""
+        """Return an MLP; inputs ``[B, 64]`` float32 in [0, 1], logits ``[B, 10]``."""
         from torch import nn
 
-        return nn.Sequential(
-            nn.Linear(NUM_PIXELS, NUM_HIDDEN), nn.ReLU(), nn.Linear(NUM_HIDDEN, NUM_CLASSES)
-        )
+        widths = (NUM_PIXELS, *[self.width] * self.depth)
+        hidden = [
+            layer
+            for fan_in, fan_out in itertools.pairwise(widths)
+            for layer in (nn.Linear(fan_in, fan_out), nn.ReLU())
+        ]
+        return nn.Sequential(*hidden, nn.Linear(self.width, NUM_CLASSES))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return one cross-entropy an example, ``[B]``."""
@@ -122,7 +129,9 @@ class Digits:
         return CloudData(images.subset(proxy), images.subset(gate), images.subset(test))
 
     def edge_files(self) -> EdgeFiles | None:
-        """Return the shipped template and plan, or None where they were left out."""
+        """Return the shipped template and plan; None for other sizes, or where left out."""
+        if (self.width, self.depth) != (Digits.width, Digits.depth):
+            return None
         files = EdgeFiles(_EDGE_FOLDER / "template.tflite", _EDGE_FOLDER / "plan.json")
         return files if files.template.is_file() and files.plan.is_file() else None
 

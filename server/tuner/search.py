@@ -132,11 +132,15 @@ def best_of(candidates: Sequence[Candidate], incumbent: Candidate) -> Candidate:
         return incumbent
     if incumbent.losses is None:
         return best
-    differences = incumbent.losses - best.losses
-    error = float(np.std(differences)) / np.sqrt(len(differences))
-    # As a fall of the logarithm, which is what gains are.
-    error /= max(float(np.mean(incumbent.losses)), LOSS_FLOOR)
+    error = error_of_gain(incumbent.losses, best.losses)
     return best if best.gain - incumbent.gain > CLEAR_ERRORS * error else incumbent
+
+
+def error_of_gain(before: Losses, after: Losses) -> float:
+    """Return the standard error of the fall of the mean loss's logarithm, examples paired."""
+    differences = before - after
+    error = float(np.std(differences)) / np.sqrt(len(differences))
+    return float(error / max(float(np.mean(before)), LOSS_FLOOR))
 
 
 def log_mean(losses: Losses) -> float:

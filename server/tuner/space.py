@@ -192,11 +192,11 @@ def _unknown(key: str) -> ConfigError:
 def _parameter(key: str, wanted: Any, config: ServerConfig) -> Parameter:
     if key not in TUNABLE:
         raise _unknown(key)
-    parameter = _choices(key, wanted) if isinstance(wanted, list) else _range(key, wanted, config)
+    current = _current(config, key)
+    parameter = read_parameter(key, wanted, current, _SECTION)
     checked = tuple(_checked(key, value, config) for value in _ends(parameter))
     if parameter.choices:
         parameter = replace(parameter, choices=checked)
-    current = _current(config, key)
     if not parameter.holds(current):
         raise ConfigError(
             f"does not hold {key} = {current!r}, which the first round begins with",
@@ -205,21 +205,37 @@ def _parameter(key: str, wanted: Any, config: ServerConfig) -> Parameter:
     return parameter
 
 
-def _choices(key: str, wanted: list[Any]) -> Parameter:
+def read_parameter(key: str, wanted: Any, current: Value, section: str) -> Parameter:
+    """Return what a list of choices or a range says.
+
+    Args:
+        key: what is tuned.
+        wanted: the list or the range.
+        current: value in use, whose type a range takes.
+        section: of the configuration, for errors.
+
+    Raises:
+        ConfigError: it is neither; names the key.
+    """
+    dotted = f"{section}.{key}"
+    if isinstance(wanted, list):
+        return _choices(key, wanted, dotted)
+    return _range(key, wanted, current, dotted)
+
+
+def _choices(key: str, wanted: list[Any], dotted: str) -> Parameter:
     if not wanted or len(set(map(repr, wanted))) < len(wanted):
-        raise ConfigError("must list distinct choices", key=f"{_SECTION}.{key}")
+        raise ConfigError("must list distinct choices", key=dotted)
     return Parameter(key, choices=tuple(wanted))
 
 
-def _range(key: str, wanted: Any, config: ServerConfig) -> Parameter:
-    dotted = f"{_SECTION}.{key}"
+def _range(key: str, wanted: Any, current: Value, dotted: str) -> Parameter:
     if not isinstance(wanted, Mapping) or not {"low", "high"} <= set(wanted) <= _RANGE:
         raise ConfigError(
             "must be a list of choices, or a range {low, high} with log and points if wanted, "
             f"got {wanted!r}",
             key=dotted,
         )
-    current = _current(config, key)
     if isinstance(current, str):
         raise ConfigError("is text and has no range: list its choices", key=dotted)
     low, high, log = wanted["low"], wanted["high"], wanted.get("log", False)

@@ -113,21 +113,25 @@ class StudyLog:
         self._guarded(lambda: self._studies[CANDIDATES].add_trial(trial))
 
     def _guarded(self, work: Callable[[], T]) -> T:
-        """Map what Optuna and SQLite raise.
+        return guarded(self._path, work)
 
-        Raises:
-            CheckpointError: names the file.
-        """
-        from optuna.exceptions import OptunaError
-        from sqlalchemy.exc import SQLAlchemyError
 
-        try:
-            return work()
-        except (OptunaError, SQLAlchemyError) as error:
-            raise CheckpointError(
-                f"cannot use {self._path}: {str(error).splitlines()[0]}; free disk space, or move "
-                "the file away to begin a new study, then start the same run again: it resumes"
-            ) from error
+def guarded(path: Path, work: Callable[[], T]) -> T:
+    """Map what Optuna and SQLite raise.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return work()
+    except (OptunaError, SQLAlchemyError) as error:
+        raise CheckpointError(
+            f"cannot use {path}: {str(error).splitlines()[0]}; free disk space, or move "
+            "the file away to begin a new study, then start the same run again: it resumes"
+        ) from error
 
 
 def open_study(path: Path, name: str) -> optuna.Study:

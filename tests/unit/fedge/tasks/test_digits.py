@@ -114,6 +114,7 @@ def test_loss_is_one_cross_entropy_an_example_and_accuracy_a_share() -> None:
     ("options", "text"),
     [
         ({"num_proxy": 0}, "num_proxy must be >= 1, got 0"),
+        ({"depth": 0}, "depth must be >= 1, got 0"),
         ({"alpha": 0.0}, "alpha must be > 0"),
         ({"alpha": float("nan")}, "alpha must be > 0"),
     ],
@@ -191,3 +192,10 @@ def test_edge_files_are_there_or_none(tmp_path: Path, monkeypatch: pytest.Monkey
     files = Digits().edge_files()
     assert files is not None
     assert files.plan.name == "plan.json"
+
+
+def test_other_sizes_make_another_model_and_ship_no_template() -> None:
+    small = Digits(width=8, depth=3)
+    assert layout_of(small.build_model()).size == 64 * 8 + 8 + 2 * (8 * 8 + 8) + 8 * 10 + 10
+    assert small.edge_files() is None
+    assert Digits(width=64, depth=1).edge_files() == Digits().edge_files()
