@@ -62,7 +62,7 @@ def check_names(config: ServerConfig, prefix: str = "") -> None:
     _one_of(f"{prefix}refine.objective", config.refine.objective, list(OBJECTIVES))
     _one_of(f"{prefix}refine.augmentation", config.refine.augmentation, list(AUGMENTATIONS))
     _one_of(f"{prefix}refine.optimizer", config.refine.optimizer, list(OPTIMIZERS_OF_REFINEMENT))
-    _one_of(f"{prefix}tuner.model.sampler", config.tuner.model.sampler, list(SAMPLERS))
+    _one_of(f"{prefix}tuner.start.sampler", config.tuner.start.sampler, list(SAMPLERS))
     if config.tuner.sampler:
         _one_of(f"{prefix}tuner.sampler", config.tuner.sampler, list(SAMPLERS))
         _one_of(f"{prefix}tuner.pruner", config.tuner.pruner, list(PRUNERS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -74,12 +73,12 @@ def tune_report(run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> 
         typer.echo(path)
 
 
-@app.command("tune-model")
-def tune_model(config: ConfigOption = None, overrides: SetOption = None) -> None:
-    """Compare sizes of the model (tuner.model.space) before a run, by loss, latency and bytes.
+@app.command("tune-start")
+def tune_start(config: ConfigOption = None, overrides: SetOption = None) -> None:
+    """Compare what a run keeps from its start (tuner.start.space): model sizes, the noise's split.
 
-    Each is trained on the proxy data and converted for devices. Nothing is changed: the last lines
-    are for the configurations of the server and of all devices.
+    Each candidate is trained on the proxy data; sizes are converted for devices too, and judged by
+    loss, latency and bytes. Nothing is changed: the last lines are for the configuration.
     """
     setup_logging("fedge-server")
     settings = load(ServerConfig, config, overrides or ())
@@ -87,19 +86,19 @@ def tune_model(config: ConfigOption = None, overrides: SetOption = None) -> None
     from server.checks import check_names
     from server.convert import MISSING_CONVERTER, find_converter
     from server.tuner.model_price import price_of
-    from server.tuner.model_rating import choose, table
-    from server.tuner.model_search import ModelSearch
+    from server.tuner.start_rating import choose, table
+    from server.tuner.start_search import StartSearch
+    from server.tuner.start_space import as_config
 
     check_names(settings)
-    if find_converter() is None:
+    search = StartSearch(settings, price_of)
+    if search.has_sizes and find_converter() is None:
         raise ModelError(MISSING_CONVERTER)
-    rated = ModelSearch(settings, price_of).run()
+    rated = search.run()
     typer.echo("\n".join(table(rated)))
     chosen = choose(rated)
-    why = "none is clearly better than those configured" if chosen is rated[0] else "the best"
-    typer.echo(f"\n# {why}\n[task.options]")
-    for key, value in chosen.values.items():
-        typer.echo(f"{key} = {json.dumps(value)}")
+    why = "none is clearly better than what is configured" if chosen is rated[0] else "the best"
+    typer.echo(f"\n# {why}\n{as_config(chosen.values)}")
 
 
 @keys.command("release")

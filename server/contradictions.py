@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fedge.errors import ConfigError
-from server.tuner.space import CHOSEN_ONCE, parse_space
+from server.tuner.space import parse_space
 
 if TYPE_CHECKING:
     from server.settings import ServerConfig
@@ -123,17 +123,11 @@ def _check_tuner(config: ServerConfig) -> None:
 
 
 def _check_tuned_noise(config: ServerConfig) -> None:
-    """Refuse to tune noise that there is not, or in each round what only the first can choose."""
+    """Refuse to tune the clipping of noise that there is not."""
     for parameter in parse_space(config.tuner.space, config):
         if parameter.key.startswith("central_privacy.") and not config.central_privacy.enabled:
             raise ConfigError(
                 "changes nothing while central_privacy.noise_multiplier is 0",
-                key=f"tuner.space.{parameter.key}",
-            )
-        if parameter.key in CHOSEN_ONCE and config.tuner.virtual_rounds == 0:
-            raise ConfigError(
-                "is chosen once, before the first round, in virtual federations: set "
-                "tuner.virtual_rounds above 0, or do not tune it",
                 key=f"tuner.space.{parameter.key}",
             )
 

@@ -18,7 +18,7 @@ from fedge.privacy.noise import Draws
 from fedge.records import to_array_record
 from fedge.task import CloudData, Task, load_task
 from fedge.training.local import LocalTrainer
-from server.central_privacy import charge, open_account
+from server.central_privacy import NoiseLog, charge, noise_of_round, open_account
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.device_voice import DeviceVoice
 from server.evaluation import CentralEvaluation
@@ -119,15 +119,7 @@ def _run(
         state = _begin(config, trainer, commit)
     else:
         state = _resume(config, trainer.layout, found, metrics)
-    tuner = None
-    if config.tuner.sampler:
-        tuner = Tuner(config, task, data, trainer.layout, draws, state.seed)
-    if found is not None:
-        memory = open_account(config.central_privacy, state.memory, state.round)
-        # Later checkpoints that are damaged were published all the same.
-        for lost in range(found.round + 1, (store.latest_round() or 0) + 1):
-            memory = charge(tuner.config_of(lost) if tuner else config, memory, lost)
-        state = replace(state, memory=memory)
+        state = replace(state, memory=_account_of(config, state, store.latest_round() or 0))
         if refine is not None:
             refine.resume(state.round, state.weights, state.metrics)
     events.append(
@@ -137,6 +129,9 @@ def _run(
         num_rounds=config.rounds.num_rounds,
         resumed=found is not None,
     )
+    tuner = None
+    if config.tuner.sampler:
+        tuner = Tuner(config, task, data, trainer.layout, draws, state.seed)
     reference = make_reference(config, task)
     strategy = HybridStrategy(
         config,
@@ -185,6 +180,20 @@ def _begin(config: ServerConfig, trainer: LocalTrainer, commit: RoundCommit) -> 
         config.run_name, 0, trainer.layout, weights, memory=account, seed=config.seed
     )
     return commit.commit(state, TrainingReport(), weights, Refined(weights), None)
+
+
+def _account_of(config: ServerConfig, state: Checkpoint, latest_round: int) -> dict[str, Any]:
+    """Return the memory that a run resumes with, lost rounds on its account.
+
+    Later checkpoints that are damaged were published all the same.
+    """
+    memory, noise_log = (
+        open_account(config.central_privacy, state.memory, state.round),
+        NoiseLog(config.run_dir),
+    )
+    for lost in range(state.round + 1, latest_round + 1):
+        memory = charge(memory, noise_log.least(lost) or noise_of_round(config, lost))
+    return memory
 
 
 def _resume(

@@ -24,7 +24,7 @@ from fedge.messages import WeightsRequest
 from fedge.params import Vector
 from fedge.records import from_array_record, to_array_record
 from server.broadcast import Broadcast
-from server.central_privacy import charge
+from server.central_privacy import NoiseLog, charge, noise_of_round
 from server.checkpoint import Checkpoint
 from server.cohort_round import (
     await_cohort,
@@ -312,8 +312,10 @@ class HybridStrategy(Strategy):
                 dict(intake.refused) or "none",
             )
             return False
-        memory = charge(self._config, self._next.memory, self._next.round)
-        self._next = replace(self._next, memory=memory)
+        noise = noise_of_round(self._config, self._next.round)
+        if self._config.central_privacy.enabled:
+            NoiseLog(self._config.run_dir).note(self._next.round, noise)
+        self._next = replace(self._next, memory=charge(self._next.memory, noise))
         reference = None if self._reference is None else self._reference.take()
         try:
             self._next = self._update.apply(self._next, aggregate, reference)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from aggregation.codecs import make_codec
 from aggregation.contracts import ClientUpdate, Memory
 from aggregation.norms import norm_of
@@ -24,10 +26,12 @@ from fedge.training.cohort import CohortTrainer
 from fedge.training.cohort_contracts import CohortMember, CohortSettings
 from fedge.training.evaluate import Values as Losses
 from fedge.training.local import LocalResult, LocalTrainer
+from server.central_privacy import noise_by_round
 from server.checkpoint import Checkpoint
 from server.model_update import ModelUpdate
 from server.settings import ServerConfig
 from server.tuner.pseudo_clients import draw_clients, proxy_parts
+from server.tuner.settings import TunerConfig
 
 AGGREGATOR = "weighted-mean"
 """Pseudo-clients are honest and few: robust rules would only hide them."""
@@ -78,12 +82,20 @@ class VirtualFederation:
         self._layout: Layout = self._scorer.layout
         self._clients: list[Examples] = []
         self._round = 0
-        self._number = 0
+        self._draw = self._number = 0
         self._trained: dict[tuple[str, str], list[Vector]] = {}
 
-    def open(self, state: Checkpoint, configs: Sequence[ServerConfig]) -> list[Trial]:
-        """Draw the pseudo-clients of the round after a state, and begin each candidate there."""
-        self._round = state.round + 1
+    def open(
+        self, state: Checkpoint, configs: Sequence[ServerConfig], draw: int = 0
+    ) -> list[Trial]:
+        """Draw the pseudo-clients of the round after a state, and begin each candidate there.
+
+        Args:
+            state: where all begin.
+            configs: of the candidates.
+            draw: which series of central noise they get; all else is the same under any.
+        """
+        self._round, self._draw = state.round + 1, draw
         rng = stream(self._seed, "clients", round=self._round)
         # A client that had nearly all of the data would be like every other.
         size = min(self._config.client_examples, max(1, len(self._fit) // 2))
@@ -114,7 +126,7 @@ class VirtualFederation:
             train = replace(train, client_term="none")
         virtual = replace(config, train=train)
         if config.central_privacy.enabled:
-            virtual = _as_noisy(virtual, len(self._clients))
+            virtual = self._as_noisy(virtual)
         else:
             chosen = replace(config.aggregation, aggregator=AGGREGATOR)
             virtual = replace(virtual, aggregation=chosen)
@@ -168,27 +180,38 @@ class VirtualFederation:
         encoded, trial.memories[client] = codec.encode(delta, memory, rng)
         return codec.decode(encoded.payload, self._layout)
 
+    def _as_noisy(self, config: ServerConfig) -> ServerConfig:
+        """Return a configuration whose virtual rounds have the noise of a real cohort's mean.
+
+        However the noise is split, a virtual round costs as much on average as a real one to come.
+        """
+        rounds, noise = config.rounds, noise_by_round(config)
+        virtual = [
+            noise[self._stands_for(number, rounds.num_rounds) - 1]
+            for number in range(1, self._config.virtual_rounds + 1)
+        ]
+        real = noise[min(self._round, rounds.num_rounds) - 1 :]
+        scale = float(np.sqrt(np.mean(np.power(virtual, -2)) / np.mean(np.power(real, -2))))
+        central = config.central_privacy
+        multiplier = central.noise_multiplier * scale * len(self._clients) / rounds.cohort_size
+        return replace(
+            config,
+            central_privacy=replace(central, noise_multiplier=multiplier),
+            rounds=replace(rounds, cohort_size=len(self._clients)),
+            tuner=TunerConfig(),  # a space need not hold so small a cohort
+        )
+
     def _stands_for(self, number: int, num_rounds: int) -> int:
-        """Return the real round whose central noise a virtual one has: together, all to come."""
-        left = max(0, num_rounds - self._round)
-        return self._round + round(left * (number - 1) / max(1, self._config.virtual_rounds - 1))
+        """Return the real round in the middle of those that a virtual one has the noise of."""
+        left = num_rounds - self._round + 1
+        later = int(left * (number - 0.5) / self._config.virtual_rounds)
+        return min(self._round + max(0, later), num_rounds)
 
     def _noise(self, _round: int) -> Draws:
         """Return the central noise of a virtual round, the same for all candidates."""
-        purpose = f"central-{self._number}"
+        purpose = f"central-{self._draw}-{self._number}"
         return Draws.seeded(stream_seed(self._seed, purpose, round=self._round))
 
     def _draws(self, number: int, client: int) -> Draws:
         purpose = f"draws-{number}"
         return Draws.seeded(stream_seed(self._seed, purpose, round=self._round, client=client))
-
-
-def _as_noisy(config: ServerConfig, num_clients: int) -> ServerConfig:
-    """Return a configuration that gives so few clients' mean the noise of a real cohort's."""
-    central, rounds = config.central_privacy, config.rounds
-    noise = central.noise_multiplier * num_clients / rounds.cohort_size
-    return replace(
-        config,
-        central_privacy=replace(central, noise_multiplier=noise),
-        rounds=replace(rounds, cohort_size=num_clients),
-    )

@@ -53,7 +53,9 @@ class Proposer:
             near: stay in the neighbourhood of this point.
             fixed: values that are not to be changed.
         """
-        space = self._space
+        space = tuple(each for each in self._space if each.key not in (fixed or {}))
+        if not space:
+            return []
         if near is not None:
             space = narrowed(space, near)
             seen = [

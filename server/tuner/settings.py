@@ -9,13 +9,15 @@ from fedge.config import limited
 
 
 @dataclass(frozen=True)
-class ModelSearchConfig:
-    """Choice of the model's sizes before a run, by ``fedge-server tune-model``.
+class StartConfig:
+    """Choice of what a run keeps from its start, by ``fedge-server tune-start``.
 
     Attributes:
-        space: options of the task, such as ``width``: a list of choices, or ``{low, high, log}``.
+        space: options of the task, such as ``width``, and ``central_privacy.noise_split``: a list
+            of choices, or ``{low, high, log}``.
         sampler: ``tpe``, ``random`` or ``grid``.
-        candidates: sizes that are tried, the configured ones among them.
+        candidates: points that are tried, the configured one among them.
+        draws: series of central noise that each is tried under, where there is any.
         latency_price: by how much the logarithm of the loss must fall to pay for twice the latency.
         size_price: the same for twice the bytes.
     """
@@ -23,6 +25,7 @@ class ModelSearchConfig:
     space: dict[str, Any] = field(default_factory=dict)
     sampler: str = "tpe"
     candidates: int = limited(8, ge=2)
+    draws: int = limited(8, ge=1)
     latency_price: float = limited(0.02, ge=0)
     size_price: float = limited(0.02, ge=0)
 
@@ -57,7 +60,7 @@ class TunerConfig:
         budget: examples that virtual federations may pass through the model in a run, after
             which no search begins; 0 sets no bound.
         noise_multiplier: of DP-SGD on pseudo-clients, to resemble devices that train so.
-        model: search for the model's sizes.
+        start: search before a run.
         seed: joins the run's seed.
     """
 
@@ -77,5 +80,5 @@ class TunerConfig:
     patience: int = limited(4, ge=0)
     budget: int = limited(0, ge=0)
     noise_multiplier: float = limited(0.0, ge=0)
-    model: ModelSearchConfig = field(default_factory=ModelSearchConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     seed: int = limited(0, ge=0)

@@ -29,12 +29,9 @@ TUNABLE = (
     "aggregation.codec",
     "rounds.cohort_size",
     "central_privacy.clip_norm",
-    "central_privacy.noise_split",
 )
 PRIVATE_COST = ("train.batch_size", "train.local_epochs")
 """What a device's ε of a round follows from, besides the noise that it fixes itself."""
-CHOSEN_ONCE = ("central_privacy.noise_split",)
-"""What the first search settles: shares of a whole only add up to it while they stay."""
 DEFAULT_POINTS = 5
 REACH = 0.15
 """Distance in the space, as a share of its width, over which one point speaks for another."""

@@ -23,14 +23,7 @@ from server.tuner.proposals import Proposer
 from server.tuner.schedules import reason_against
 from server.tuner.search import LOSS_FLOOR, Candidate, best_of
 from server.tuner.searcher import Searcher
-from server.tuner.space import (
-    CHOSEN_ONCE,
-    PRIVATE_COST,
-    Values,
-    apply_values,
-    parse_space,
-    values_in,
-)
+from server.tuner.space import PRIVATE_COST, Values, apply_values, parse_space, values_in
 from server.tuner.study import StudyLog
 
 if TYPE_CHECKING:
@@ -125,13 +118,6 @@ class Tuner:
         config = apply_values(self._config, choice.values)
         return config, ModelUpdate(config, self._layout, self._draws)
 
-    def config_of(self, round: int) -> ServerConfig:
-        """Return the configuration that a round was given; the server's own if there was none."""
-        given = [
-            trial for trial in _latest(self._study.rounds()) if trial.user_attrs["round"] == round
-        ]
-        return apply_values(self._config, dict(given[-1].params)) if given else self._config
-
     def tell(self, state: Checkpoint) -> None:
         """Close every open round: the committed one with what it brought, others without."""
         for trial in self._study.rounds():
@@ -168,9 +154,7 @@ class Tuner:
         outcomes = outcomes_of(past, current.loss_before)
         rate = partial(correction, self._space, outcomes=outcomes, round=state.round + 1)
         is_first = not any(trial.user_attrs["searched"] for trial in past)
-        found = searcher.compare(
-            state, current.values, rate, _fixed(state, current), is_first=is_first
-        )
+        found = searcher.compare(state, current.values, rate, _fixed(current), is_first=is_first)
         incumbent = found.candidates[0]
         best = best_of(found.candidates, incumbent)
         kept = best is incumbent
@@ -197,7 +181,7 @@ class Tuner:
         patience = self._config.tuner.patience
         if patience and len(told) - 1 - told.index(best) >= patience:
             return replace(current, values=dict(best.params), why="best of the real rounds")
-        points = self._proposer.points(told, 1, round=state.round + 1, fixed=_fixed(state, current))
+        points = self._proposer.points(told, 1, round=state.round + 1, fixed=_fixed(current))
         values = points[0] if points else current.values
         why = f"proposed by {self._config.tuner.sampler}"
         return replace(current, values=values, why=why, searched=True, kept=False, num_candidates=1)
@@ -206,10 +190,10 @@ class Tuner:
 _RECORDED = frozenset(Choice.__dataclass_fields__) - {"values"}
 
 
-def _fixed(state: Checkpoint, current: Choice) -> Values:
+def _fixed(current: Choice) -> Values:
     """Return what must stay: devices planned their noise for what the first round asked."""
-    keys = (*(PRIVATE_COST if current.private else ()), *(CHOSEN_ONCE if state.round > 0 else ()))
-    return {key: current.values[key] for key in keys if key in current.values}
+    keys = [key for key in PRIVATE_COST if key in current.values] if current.private else []
+    return {key: current.values[key] for key in keys}
 
 
 def _latest(trials: list[FrozenTrial]) -> list[FrozenTrial]:

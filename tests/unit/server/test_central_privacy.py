@@ -11,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedge.config import build
-from fedge.errors import ConfigError
+from fedge.errors import CheckpointError, ConfigError
 from fedge.privacy.accounting import Spend, epsilon
 from fedge.privacy.noise import Draws
 from server.central_privacy import (
     MEMORY,
+    NoiseLog,
     account_in,
     charge,
     epsilon_central,
+    noise_by_round,
     noise_of_round,
     open_account,
 )
@@ -174,6 +176,40 @@ def test_a_published_round_whose_checkpoint_is_damaged_stays_spent(tmp_path: Pat
     assert stored.memory[MEMORY]["spends"] == [[2.0, 4]]
 
 
+def test_lost_rounds_are_charged_with_the_noise_that_they_drew_whatever_is_configured_now(
+    tmp_path: Path,
+) -> None:
+    section = {**SECTION, "noise_split": 100.0}
+    config = private(tmp_path, num_rounds=3, central_privacy=section)
+    run(config)
+    drawn = noise_by_round(config)
+    for round in (2, 3):
+        (tmp_path / "checkpoints" / f"round-00000{round}" / "weights.f32").write_bytes(b"")
+    other = {"noise_multiplier": 5.0, "clip_norm": 0.05}
+    resumed = run(private(tmp_path, num_rounds=12, central_privacy=other))
+    assert resumed.resumed_from == 1
+    spends = [Spend(float(each), 1.0, 1) for each in [*drawn, *[5.0] * 11]]
+    expected = epsilon(spends, 1e-5)
+    assert resumed.rounds[-1]["epsilon_central"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_of_a_round_that_was_begun_twice_the_lesser_noise_counts(tmp_path: Path) -> None:
+    noise_log = NoiseLog(tmp_path)
+    assert noise_log.least(1) is None
+    for round, noise in ((1, 3.0), (2, 0.5), (1, 2.0), (1, 4.0)):
+        noise_log.note(round, noise)
+    with (tmp_path / "central-noise.jsonl").open("a") as file:
+        file.write('{"round": 1, "noi')
+    assert noise_log.least(1) == 2.0
+    assert noise_log.least(3) is None
+
+
+def test_a_round_whose_noise_cannot_be_noted_draws_none(tmp_path: Path) -> None:
+    (tmp_path / "central-noise.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"cannot append to .*central-noise\.jsonl"):
+        run(private(tmp_path, num_rounds=1))
+
+
 def test_less_noise_and_another_delta_after_a_resume_are_accounted(tmp_path: Path) -> None:
     run(private(tmp_path, num_rounds=2))
     changed = {"noise_multiplier": 1.0, "clip_norm": 0.05, "delta": 1e-6}
@@ -189,19 +225,19 @@ def test_a_run_whose_first_rounds_were_not_noised_cannot_become_private(tmp_path
 
 
 def test_an_account_is_given_up_with_the_noise() -> None:
-    memory = charge(noisy(), open_account(ON, {"private-mean": {}}, 0), 1)
+    memory = charge(open_account(ON, {"private-mean": {}}, 0), 2.0)
     assert epsilon_central(memory) == pytest.approx(spent(1))
     assert account_in(memory) == {MEMORY: memory[MEMORY]}
     without = open_account(OFF, memory, 1)
     assert without == {"private-mean": {}}
-    assert charge(noisy(), without, 1) == without
+    assert charge(without, 2.0) == without
     with pytest.raises(ConfigError):
         open_account(ON, without, 1)
 
 
 def test_charging_leaves_the_given_memory_alone() -> None:
-    before = charge(noisy(), open_account(ON, {}, 0), 1)
-    charge(noisy(), before, 2)
+    before = charge(open_account(ON, {}, 0), 2.0)
+    charge(before, 2.0)
     assert epsilon_central(before) == pytest.approx(spent(1))
 
 
@@ -214,7 +250,7 @@ def test_however_the_noise_is_split_all_rounds_together_cost_the_same(
     config = noisy(num_rounds, noise_split=split, noise_multiplier=noise_multiplier)
     memory = open_account(config.central_privacy, {}, 0)
     for round in range(1, num_rounds + 1):
-        memory = charge(config, memory, round)
+        memory = charge(memory, noise_of_round(config, round))
     even = spent(num_rounds, noise_multiplier)
     assert epsilon_central(memory) == pytest.approx(even, rel=1e-6)
 
@@ -227,7 +263,20 @@ def test_the_last_round_has_the_splits_multiple_of_the_first_ones_share() -> Non
 
 
 def test_evenly_split_noise_is_the_configured_one_to_the_last_bit() -> None:
-    assert {noise_of_round(noisy(7), round) for round in range(1, 8)} == {2.0}
+    assert set(noise_by_round(noisy(7)).tolist()) == {2.0}
+    assert (
+        noise_of_round(noisy(7, noise_split=4.0), 9)
+        == noise_by_round(noisy(7, noise_split=4.0))[-1]
+    )
+
+
+def test_one_spend_says_what_many_rounds_of_their_own_noise_do() -> None:
+    memory = open_account(ON, {}, 0)
+    noise = [1.0, 3.0, 3.0, 0.7]
+    for each in noise:
+        memory = charge(memory, each)
+    expected = epsilon([Spend(each, 1.0, 1) for each in noise], 1e-5)
+    assert epsilon_central(memory) == pytest.approx(expected, rel=1e-9)
 
 
 def test_rounds_draw_the_noise_that_they_are_charged_for(tmp_path: Path) -> None:

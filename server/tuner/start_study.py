@@ -1,4 +1,4 @@
-"""What a search for sizes has tried, as an Optuna study in ``tuner.db`` of the run folder."""
+"""What a search before a run has tried, as an Optuna study in ``tuner.db`` of the run folder."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from fedge.errors import CheckpointError
 from server.settings import ServerConfig
 from server.tuner.model_price import Price
-from server.tuner.model_rating import SizedModel, rate
 from server.tuner.samplers import PROPOSED, distributions_of
+from server.tuner.settings import StartConfig
 from server.tuner.space import Space
+from server.tuner.start_rating import Tried, rate
 from server.tuner.study import DATABASE, guarded, open_study
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-MODELS = "models"
+START = "start"
 
 
-class ModelStudy:
+class StartStudy:
     """One study; whatever losses depend on is in its name, so that only like are compared.
 
     Args:
@@ -32,34 +34,41 @@ class ModelStudy:
     """
 
     def __init__(self, config: ServerConfig, space: Space) -> None:
-        self._config = config.tuner.model
+        self._config = config.tuner.start
         self._distributions = distributions_of(space)
         self._path = config.run_dir / DATABASE
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        tuner = replace(config.tuner, model=type(config.tuner.model)())
-        said = (space, config.task, config.train, config.aggregation, tuner, config.seed)
+        try:
+            config.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot make {config.run_dir}: {error.strerror}") from error
+        refine, tuner = config.refine, replace(config.tuner, start=StartConfig())
+        said = (
+            space,
+            (config.task, config.train, config.aggregation, config.central_privacy, config.rounds),
+            (refine.held_out, bool(refine.trainer), tuner, self._config.draws, config.seed),
+        )
         digest = hashlib.sha256(repr(said).encode()).hexdigest()[:8]
-        name = f"{config.run_name}/{MODELS}-{digest}"
+        name = f"{config.run_name}/{START}-{digest}"
         self._study = guarded(self._path, lambda: open_study(self._path, name))
 
     def trials(self) -> list[FrozenTrial]:
         """Return what was tried as Optuna has it, oldest first."""
         return guarded(self._path, lambda: self._study.get_trials(deepcopy=False))
 
-    def models(self) -> list[SizedModel]:
+    def tried(self) -> list[Tried]:
         """Return what was tried, oldest first."""
         found = []
         for trial in self.trials():
             losses, price = trial.user_attrs["losses"], trial.user_attrs["price"]
-            model = SizedModel(
+            each = Tried(
                 dict(trial.params),
-                None if losses is None else tuple(losses),
+                None if losses is None else tuple(map(tuple, losses)),
                 None if price is None else Price(**price),
             )
-            found.append(model)
+            found.append(each)
         return found
 
-    def add(self, tried: Sequence[SizedModel]) -> None:
+    def add(self, tried: Sequence[Tried]) -> None:
         """Write down the last of all that was tried."""
         from optuna.trial import TrialState, create_trial
 
