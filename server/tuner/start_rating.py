@@ -76,9 +76,9 @@ def _dearer(first: Price | None, price: Price | None, config: StartConfig) -> fl
 
 
 def choose(rated: Sequence[Rated]) -> Rated:
-    """Return the best of all, or the configured point unless it is clearly better."""
-    best = max(rated, key=lambda each: each.score)
-    return best if best.score > CLEAR_ERRORS * best.error else rated[0]
+    """Return the best of those clearly better than the configured point, or that one."""
+    clear = [each for each in rated if each.score > CLEAR_ERRORS * each.error]
+    return max(clear, key=lambda each: each.score, default=rated[0])
 
 
 def table(rated: Sequence[Rated]) -> list[str]:

@@ -256,6 +256,8 @@ def test_a_gain_within_the_noise_changes_nothing() -> None:
     assert choose([configured, Rated({"width": 2}, 0.9, price, 0.1, 0.06)]) is configured
     better = Rated({"width": 2}, 0.9, price, 0.1, 0.04)
     assert choose([configured, better]) is better
+    unclear = Rated({"width": 3}, 0.8, price, 0.2, 0.2)
+    assert choose([configured, unclear, better]) is better
 
 
 def test_a_shipped_template_is_priced_as_it_is() -> None:
