@@ -63,10 +63,10 @@ def check_names(config: ServerConfig, prefix: str = "") -> None:
     _one_of(f"{prefix}refine.augmentation", config.refine.augmentation, list(AUGMENTATIONS))
     _one_of(f"{prefix}refine.optimizer", config.refine.optimizer, list(OPTIMIZERS_OF_REFINEMENT))
     _one_of(f"{prefix}tuner.start.sampler", config.tuner.start.sampler, list(SAMPLERS))
+    _one_of(f"{prefix}tuner.readout", config.tuner.readout, list(READOUTS))
     if config.tuner.sampler:
         _one_of(f"{prefix}tuner.sampler", config.tuner.sampler, list(SAMPLERS))
         _one_of(f"{prefix}tuner.pruner", config.tuner.pruner, list(PRUNERS))
-        _one_of(f"{prefix}tuner.readout", config.tuner.readout, list(READOUTS))
         _one_of(f"{prefix}tuner.schedule", config.tuner.schedule, list(SCHEDULES))
         for parameter in parse_space(config.tuner.space, config):
             if parameter.key == "aggregation.server_optimizer":

@@ -12,6 +12,7 @@ from fedge.cli import (
     CheckOption,
     ConfigOption,
     SetOption,
+    interruptible,
     make_app,
     run_cli,
     setup_logging,
@@ -82,7 +83,7 @@ def tune_start(config: ConfigOption = None, overrides: SetOption = None) -> None
     """
     setup_logging("fedge-server")
     settings = load(ServerConfig, config, overrides or ())
-    stop_on_signals()
+    stop = stop_on_signals()
     from server.checks import check_names
     from server.convert import MISSING_CONVERTER, find_converter
     from server.tuner.model_price import price_of
@@ -94,7 +95,8 @@ def tune_start(config: ConfigOption = None, overrides: SetOption = None) -> None
     search = StartSearch(settings, price_of)
     if search.has_sizes and find_converter() is None:
         raise ModelError(MISSING_CONVERTER)
-    rated = search.run()
+    with interruptible(stop):
+        rated = search.run()
     typer.echo("\n".join(table(rated)))
     chosen = choose(rated)
     why = "none is clearly better than what is configured" if chosen is rated[0] else "the best"

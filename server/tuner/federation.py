@@ -46,6 +46,7 @@ class Trial:
         state: where its virtual rounds have led; None once it diverged.
         memories: error feedback of each pseudo-client's codec.
         path: weights after each virtual round.
+        failure: why it is out.
     """
 
     config: ServerConfig
@@ -53,6 +54,7 @@ class Trial:
     update: ModelUpdate
     memories: dict[int, Memory] = field(default_factory=dict)
     path: list[Vector] = field(default_factory=list)
+    failure: str = ""
 
 
 class VirtualFederation:
@@ -112,8 +114,8 @@ class VirtualFederation:
                 try:
                     trial.state = self._advance(trial, trial.state, number)
                     trial.path.append(trial.state.weights)
-                except (TaskError, AggregationError, UpdateRejected):
-                    trial.state = None
+                except (TaskError, AggregationError, UpdateRejected) as error:
+                    trial.state, trial.failure = None, str(error)
 
     def losses(self, weights: Vector) -> Losses:
         """Return the loss of each held-out proxy example, ``[N]``."""

@@ -11,8 +11,10 @@ from typing import Any
 
 from fedge.errors import ModelError
 from fedge.settings import TaskConfig
-from fedge.task import EdgeFiles, load_task
+from fedge.task import EdgeFiles, Task, load_task
+from fedge.tflite.plan import Plan
 from fedge.tflite.runner import Runner
+from fedge.weights import build_checked_model, layout_of
 from server.convert import MISSING_CONVERTER, convert_in_subprocess, find_converter
 
 NUM_WARM_UPS, NUM_PREDICTIONS = 50, 500
@@ -39,12 +41,23 @@ def price_of(task_config: TaskConfig) -> Price:
     """
     task = load_task(task_config.name, **task_config.options)
     with tempfile.TemporaryDirectory(prefix="fedge-price-") as folder:
-        files = task.edge_files() or _converted(task_config, Path(folder))
+        files = task.edge_files()
+        if files is None or not _is_of(files, task):
+            files = _converted(task_config, Path(folder))
         try:
             model = files.template.read_bytes()
         except OSError as error:
             raise ModelError(f"{files.template}: {error.strerror}") from error
     return Price(_latency_s(model, task.cloud_data().proxy.inputs[0]), len(model))
+
+
+def _is_of(files: EdgeFiles, task: Task) -> bool:
+    """Tell whether a shipped template is one of this model: tasks may ship theirs at any size."""
+    try:
+        plan = Plan.from_json(files.plan.read_text())
+    except OSError as error:
+        raise ModelError(f"{files.plan}: {error.strerror}") from error
+    return plan.layout.digest == layout_of(build_checked_model(task)).digest
 
 
 def _converted(task: TaskConfig, folder: Path) -> EdgeFiles:

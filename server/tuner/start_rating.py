@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 from server.tuner.model_price import Price
-from server.tuner.search import CLEAR_ERRORS, error_of_gain, log_mean
+from server.tuner.search import error_of_gain, log_mean
 from server.tuner.settings import StartConfig
 from server.tuner.space import Values
+
+CHANCE = 0.02
+"""Probability that any of the candidates is taken where all are equal."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,13 @@ def _dearer(first: Price | None, price: Price | None, config: StartConfig) -> fl
 
 
 def choose(rated: Sequence[Rated]) -> Rated:
-    """Return the best of those clearly better than the configured point, or that one."""
-    clear = [each for each in rated if each.score > CLEAR_ERRORS * each.error]
+    """Return the best of those clearly better than the configured point, or that one.
+
+    Clearly: beyond what one of so many equals would be by chance, of which the more there are the
+    more is asked (Bonferroni).
+    """
+    errors = NormalDist().inv_cdf(1 - CHANCE / max(1, len(rated) - 1))
+    clear = [each for each in rated if each.score > errors * each.error]
     return max(clear, key=lambda each: each.score, default=rated[0])
 
 

@@ -40,8 +40,15 @@ def parse_start(config: ServerConfig) -> tuple[Space, Values]:
     task = load_task(config.task.name, **config.task.options)
     space, current = [], {}
     for key, wanted in _flat(config.tuner.start.space).items():
-        value = _configured_split(config) if key == SPLIT else _option_of(task, key)
+        value = _configured_split(config) if key == SPLIT else _option_of(task, key, config)
         parameter = read_parameter(key, wanted, value, SECTION)
+        if parameter.whole and not all(
+            each == int(each) for each in (parameter.low, parameter.high)
+        ):
+            raise ConfigError(
+                f"must have whole ends as {key} = {value!r} is whole, got {wanted!r}",
+                key=f"{SECTION}.{key}",
+            )
         if not parameter.holds(value):
             raise ConfigError(
                 f"does not hold {key} = {value!r}, which is configured", key=f"{SECTION}.{key}"
@@ -80,8 +87,8 @@ def _configured_split(config: ServerConfig) -> Value:
     return config.central_privacy.noise_split
 
 
-def _option_of(task: Any, key: str) -> Value:
-    value = getattr(task, key, None)
+def _option_of(task: Any, key: str, config: ServerConfig) -> Value:
+    value = getattr(task, key, config.task.options.get(key))
     if not isinstance(value, int | float | str) or isinstance(value, bool):
         raise ConfigError(
             f"the task {task.name} has no option of that name that is a number or text",

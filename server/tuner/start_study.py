@@ -51,40 +51,44 @@ class StartStudy:
         name = f"{config.run_name}/{START}-{digest}"
         self._study = guarded(self._path, lambda: open_study(self._path, name))
 
-    def trials(self) -> list[FrozenTrial]:
-        """Return what was tried as Optuna has it, oldest first."""
-        return guarded(self._path, lambda: self._study.get_trials(deepcopy=False))
-
     def tried(self) -> list[Tried]:
-        """Return what was tried, oldest first."""
+        """Return what was tried, the configured point first."""
         found = []
-        for trial in self.trials():
+        for trial in guarded(self._path, lambda: self._study.get_trials(deepcopy=False)):
             losses, price = trial.user_attrs["losses"], trial.user_attrs["price"]
             each = Tried(
                 dict(trial.params),
-                None if losses is None else tuple(map(tuple, losses)),
+                tuple(map(tuple, losses)),
                 None if price is None else Price(**price),
             )
             found.append(each)
         return found
 
-    def add(self, tried: Sequence[Tried]) -> None:
-        """Write down the last of all that was tried."""
-        from optuna.trial import TrialState, create_trial
+    def trials(self, tried: Sequence[Tried]) -> list[FrozenTrial]:
+        """Return what a sampler learns from: those that could be had, at today's prices."""
+        had = [each for each in tried if each.losses is not None]
+        rated = rate(had, self._config)
+        return [
+            self._trial(each, score.score, {PROPOSED: True} if at else {})
+            for at, (each, score) in enumerate(zip(had, rated, strict=True))
+        ]
 
-        last = tried[-1]
-        rated = rate(tried, self._config)[-1] if last.losses is not None else None
-        attributes: dict[str, Any] = {
-            "losses": last.losses,
-            "price": None if last.price is None else asdict(last.price),
+    def add(self, tried: Tried) -> None:
+        """Write down what was tried last, with its score of today for the plots."""
+        attributes = {
+            "losses": tried.losses,
+            "price": None if tried.price is None else asdict(tried.price),
         }
-        if len(tried) > 1:
-            attributes[PROPOSED] = True
-        trial = create_trial(
-            state=TrialState.FAIL if rated is None else TrialState.COMPLETE,
-            value=None if rated is None else rated.score,
-            params=dict(last.values),
+        score = rate([*self.tried(), tried], self._config)[-1].score
+        trial = self._trial(tried, score, attributes)
+        guarded(self._path, lambda: self._study.add_trial(trial))
+
+    def _trial(self, tried: Tried, score: float, attributes: dict[str, Any]) -> FrozenTrial:
+        from optuna.trial import create_trial
+
+        return create_trial(
+            value=score,
+            params=dict(tried.values),
             distributions=self._distributions,
             user_attrs=attributes,
         )
-        guarded(self._path, lambda: self._study.add_trial(trial))

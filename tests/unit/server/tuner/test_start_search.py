@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
-from fedge.config import build
-from fedge.errors import ConfigError, ModelError
+from fedge.config import build, to_tree
+from fedge.errors import CheckpointError, ConfigError, ModelError
 from fedge.settings import TaskConfig
 from fedge.training.local import LocalTrainer
 from server.checkpoint import Checkpoint, CheckpointStore
-from server.cli import main
-from server.convert import INTERPRETER_VARIABLE, find_converter
 from server.settings import ServerConfig
-from server.tuner.model_price import Price, price_of
-from server.tuner.settings import StartConfig
-from server.tuner.start_rating import Rated, Tried, choose, rate, table
+from server.tuner.model_price import Price
+from server.tuner.start_rating import choose, rate, table
 from server.tuner.start_search import StartSearch
 from server.tuner.start_space import apply_start, as_config, parse_start
 from server.tuner.start_study import StartStudy
@@ -26,7 +24,6 @@ from tests.tiny_task import TinyTask
 
 TINY = "tests.tiny_task:TinyTask"
 WIDTHS = [1, 8, 32, 256]
-DIGITS = TaskConfig(options={"num_proxy": 20})
 
 
 def configure(
@@ -63,6 +60,18 @@ class Till:
         return Price(width * 1e-6, width * 100)
 
 
+def free(_task: TaskConfig) -> Price:
+    return Price(1e-6, 1000)
+
+
+class Exploding(TinyTask):
+    """Cannot be trained at the largest width."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = super().loss(outputs, targets)
+        return losses / 0 if self.width == max(WIDTHS) else losses
+
+
 def test_every_size_is_tried_once_the_configured_one_first(tmp_path: Path) -> None:
     till = Till()
     rated = StartSearch(configure(tmp_path), till).run()
@@ -92,6 +101,53 @@ def test_a_search_that_was_cut_off_goes_on_where_it_was(tmp_path: Path) -> None:
     assert StartSearch(configure(tmp_path / "cut"), Till(lambda _: True)).run() == whole
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": {"learning_rate": 0.2}},
+        {"aggregation": {"learning_rate": 0.5}},
+        {"rounds": {"num_rounds": 99}},
+        {"seed": 5},
+        {"tuner": {"virtual_rounds": 5}},
+        {"central_privacy": {"noise_multiplier": 0.01}},
+    ],
+)
+def test_whatever_losses_depend_on_begins_a_new_study(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    tree = to_tree(noisy(tmp_path, [1.0, 4.0]))
+    changed = {
+        key: {**tree[key], **value} if isinstance(value, dict) else value
+        for key, value in change.items()
+    }
+    before, after = (build(ServerConfig, each) for each in (tree, {**tree, **changed}))
+    StartSearch(before, Till()).run()
+    space, _ = parse_start(after)
+    assert len(StartStudy(before, space).tried()) == 2
+    assert StartStudy(after, space).tried() == []
+
+
+def test_the_sampler_is_told_todays_prices(tmp_path: Path) -> None:
+    config = configure(tmp_path)
+    StartSearch(config, Till()).run()
+    dear = replace(config.tuner.start, size_price=1.0)
+    config = replace(config, tuner=replace(config.tuner, start=dear))
+    study = StartStudy(config, parse_start(config)[0])
+    values = {trial.params["width"]: trial.value for trial in study.trials(study.tried())}
+    rated = {each.values["width"]: each.score for each in rate(study.tried(), dear)}
+    assert values == rated
+    assert max(rated, key=lambda width: rated[width]) == 1
+
+
+def test_what_was_in_the_way_is_tried_again_the_next_time(tmp_path: Path) -> None:
+    rated = StartSearch(configure(tmp_path), Till(lambda width: width > 8)).run()
+    assert sorted(each.values["width"] for each in rated) == [1, 8]
+    till = Till()
+    rated = StartSearch(configure(tmp_path), till).run()
+    assert sorted(till.asked) == [32, 256]
+    assert sorted(each.values["width"] for each in rated) == WIDTHS
+
+
 def test_what_was_tried_under_other_hyperparameters_counts_for_nothing(tmp_path: Path) -> None:
     config, till = configure(tmp_path), Till()
     StartSearch(config, till).run()
@@ -113,6 +169,24 @@ def test_sizes_that_cannot_be_had_are_left_out_but_the_configured_ones_must_be(
         StartSearch(configure(tmp_path / "b"), Till(lambda width: width == 8)).run()
 
 
+def test_a_candidate_whose_training_fails_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configure(tmp_path)
+    config = replace(config, task=TaskConfig(f"{__name__}:Exploding"))
+    rated = StartSearch(config, Till()).run()
+    assert sorted(each.values["width"] for each in rated) == [1, 8, 32]
+    assert "{'width': 256} cannot be had: training failed" in caplog.text
+
+
+def test_options_that_change_what_is_held_out_are_not_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rated = StartSearch(configure(tmp_path, {"num_proxy": [40, 60]}, candidates=2), free).run()
+    assert [each.values for each in rated] == [{"num_proxy": 40}]
+    assert "changes which examples are held out" in caplog.text
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_range_is_searched_until_enough_were_tried(tmp_path: Path, sampler: str) -> None:
     space = {"width": {"low": 2, "high": 64, "log": True}}
@@ -130,6 +204,11 @@ def test_a_range_is_searched_until_enough_were_tried(tmp_path: Path, sampler: st
         ({"bug": [True]}, 1, r"^tuner\.start\.space\.bug: the task tiny has no option"),
         ({"width": [16, 32]}, 1, r"^tuner\.start\.space\.width: does not hold width = 8"),
         ({"width": {"low": 4}}, 1, r"^tuner\.start\.space\.width: must be a list of choices"),
+        (
+            {"width": {"low": 0.5, "high": 9}},
+            1,
+            r"^tuner\.start\.space\.width: must have whole ends",
+        ),
         ({"width": WIDTHS}, 0, r"^tuner\.virtual_rounds: must be above 0"),
     ],
 )
@@ -138,6 +217,30 @@ def test_what_cannot_be_searched_is_refused_by_its_key(
 ) -> None:
     with pytest.raises(ConfigError, match=expected):
         StartSearch(configure(tmp_path, space, rounds), Till())
+
+
+@pytest.mark.parametrize(
+    ("key", "section"),
+    [
+        ("train.personal_layers", {"train": {"personal_layers": ["3.*"]}}),
+        (
+            "refine.held_out",
+            {"refine": {"trainer": "in-process", "held_out": 0.0, "blends": [1.0]}},
+        ),
+    ],
+)
+def test_where_held_out_losses_would_say_nothing_it_is_refused(
+    tmp_path: Path, key: str, section: dict[str, Any]
+) -> None:
+    config = build(ServerConfig, {**to_tree(configure(tmp_path)), **section})
+    with pytest.raises(ConfigError, match=rf"^{key}: must be"):
+        StartSearch(config, Till())
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot make .*/file/run"):
+        StartSearch(configure(tmp_path / "file" / "run"), Till())
 
 
 def test_a_run_that_has_begun_has_its_sizes(tmp_path: Path) -> None:
@@ -222,85 +325,3 @@ def test_noise_that_there_is_not_is_not_split(tmp_path: Path) -> None:
         ConfigError, match=r"^tuner\.start\.space\.central_privacy\.noise_split: cha"
     ):
         StartSearch(configure(tmp_path, {SPLIT: [1.0, 2.0]}), Till())
-
-
-def sized(width: int, loss: float, latency_s: float, size_bytes: int) -> Tried:
-    noise = np.linspace(-0.01, 0.01, 100)
-    return Tried(
-        {"width": width}, (tuple((loss + noise * width).tolist()),), Price(latency_s, size_bytes)
-    )
-
-
-def test_twice_the_latency_or_bytes_must_be_paid_for_by_the_loss() -> None:
-    models = [
-        sized(1, 1.0, 1e-6, 1000),
-        sized(2, 1.0, 2e-6, 1000),
-        sized(3, 1.0, 1e-6, 4000),
-        Tried({"width": 4}),
-        sized(5, 0.9, 2e-6, 2000),
-    ]
-    rated = rate(models, StartConfig(latency_price=0.05, size_price=0.02))
-    scores = [each.score for each in rated]
-    np.testing.assert_allclose(scores, [0, -0.05, -0.04, -np.log(0.9) - 0.07], atol=1e-12)
-    assert choose(rated).values == {"width": 5}
-    assert choose(rated[:3]) is rated[0]
-    lines = table(rated)
-    assert len(lines) == 5
-    assert len({len(line) for line in lines}) == 1
-    assert lines[1].split() == ["5", "0.9000", "2.0", "2,000", "+0.035", "0.002"]
-
-
-def test_a_gain_within_the_noise_changes_nothing() -> None:
-    price = Price(1e-6, 1000)
-    configured = Rated({"width": 1}, 1.0, price, 0.0, 0.0)
-    assert choose([configured, Rated({"width": 2}, 0.9, price, 0.1, 0.06)]) is configured
-    better = Rated({"width": 2}, 0.9, price, 0.1, 0.04)
-    assert choose([configured, better]) is better
-    unclear = Rated({"width": 3}, 0.8, price, 0.2, 0.2)
-    assert choose([configured, unclear, better]) is better
-
-
-def test_a_shipped_template_is_priced_as_it_is() -> None:
-    price = price_of(DIGITS)
-    files = TinyTask().edge_files()
-    assert files is None
-    assert 1e-7 < price.latency_s < 1e-2
-    assert 20_000 < price.size_bytes < 100_000
-
-
-@pytest.mark.slow
-def test_a_wider_model_is_converted_and_costs_more(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if find_converter() is None:
-        pytest.skip(f"no converter: run make convert-env, or set {INTERPRETER_VARIABLE}")
-    options = {
-        "run_dir": tmp_path,
-        "tuner.start.space.width": [64, 512],
-        "tuner.start.candidates": 2,
-        "tuner.virtual_rounds": 2,
-        "tuner.start.size_price": 5.0,
-    }
-    given = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
-    monkeypatch.setattr("sys.argv", ["fedge-server", "tune-start", *given])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
-    head, small, large, *_, chosen = capsys.readouterr().out.splitlines()
-    assert head.split()[:2] == ["width", "loss"]
-    assert (small.split()[0], large.split()[0]) == ("64", "512")
-    sizes = [int(line.split()[3].replace(",", "")) for line in (small, large)]
-    assert sizes[1] > 4 * sizes[0]
-    assert chosen == "width = 64"
-
-
-def test_without_a_converter_the_command_says_how_to_get_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("server.convert.find_converter", lambda: None)
-    given = [f"run_dir={tmp_path / 'run'}", "--set", "tuner.start.space.width=[8, 64]"]
-    monkeypatch.setattr("sys.argv", ["fedge-server", "tune-start", "--set", *given])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "make convert-env" in capsys.readouterr().err
