@@ -82,21 +82,34 @@ class StuckTask(MixedTask):
 def cluster() -> Iterator[str]:
     """Two nodes of one CPU each; Ray in other processes cannot come across them."""
     import ray
-    from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="fr", dir="/tmp")  # names of sockets must be short
-    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
-        made = Cluster()
+        made = start_cluster()
         try:
-            for _ in range(2):
-                made.add_node(**node, include_dashboard=False)
             yield made.address
         finally:
             ray.shutdown()
-            made.shutdown()  # type: ignore[no-untyped-call]
+            made.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_cluster(tries: int = 3) -> Any:
+    """Start both nodes; Ray gives each 30 s, which a busy machine's first start can exceed."""
+    from ray.cluster_utils import Cluster
+
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES}
+    made = Cluster()
+    try:
+        for _ in range(2):
+            made.add_node(**node, include_dashboard=False)
+    except Exception as error:
+        made.shutdown()  # type: ignore[no-untyped-call]
+        if tries == 1 or "timed out during startup" not in str(error):
+            raise
+        return start_cluster(tries - 1)
+    return made
 
 
 @pytest.fixture(scope="module")
