@@ -86,10 +86,10 @@ def tune_start(config: ConfigOption = None, overrides: SetOption = None) -> None
     stop = stop_on_signals()
     from server.checks import check_names
     from server.convert import MISSING_CONVERTER, find_converter
-    from server.tuner.model_price import price_of
-    from server.tuner.start_rating import choose, table
-    from server.tuner.start_search import StartSearch
-    from server.tuner.start_space import as_config
+    from server.tuner.start.price import price_of
+    from server.tuner.start.rating import choose, table
+    from server.tuner.start.search import StartSearch
+    from server.tuner.start.space import as_config
 
     check_names(settings)
     search = StartSearch(settings, price_of)

@@ -187,10 +187,8 @@ def _account_of(config: ServerConfig, state: Checkpoint, latest_round: int) -> d
 
     Later checkpoints that are damaged were published all the same.
     """
-    memory, noise_log = (
-        open_account(config.central_privacy, state.memory, state.round),
-        NoiseLog(config.run_dir),
-    )
+    memory = open_account(config.central_privacy, state.memory, state.round)
+    noise_log = NoiseLog(config.run_dir)
     for lost in range(state.round + 1, latest_round + 1):
         memory = charge(memory, noise_log.least(lost) or noise_of_round(config, lost))
     return memory

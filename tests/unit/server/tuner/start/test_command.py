@@ -6,20 +6,33 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fedge.cli import EXIT_INTERRUPTED
+from fedge.cli import EXIT_INTERRUPTED, run_cli
 from fedge.errors import ModelError
 from fedge.settings import TaskConfig
 from fedge.task import EdgeFiles
 from fedge.tasks.digits import Digits
-from server.cli import main
+from server.cli import app
 from server.convert import INTERPRETER_VARIABLE, find_converter
-from server.tuner.model_price import Price, price_of
+from server.tuner.start.price import Price, price_of
 from tests.edge_process import wait_until
 
 DIGITS = TaskConfig(options={"num_proxy": 20})
+
+
+def arguments(options: dict[str, Any]) -> list[str]:
+    settings = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
+    return ["tune-start", *settings]
+
+
+def tune_start(options: dict[str, Any]) -> object:
+    """Return the status that the command ends with."""
+    with pytest.raises(SystemExit) as ended:
+        run_cli(app, arguments(options))
+    return ended.value.code
 
 
 def test_a_shipped_template_is_priced_as_it_is() -> None:
@@ -39,7 +52,7 @@ class AlwaysShips(Digits):
 def test_a_shipped_template_of_other_sizes_is_not_taken_for_the_models(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("server.tuner.model_price.find_converter", lambda: None)
+    monkeypatch.setattr("server.tuner.start.price.find_converter", lambda: None)
     name = f"{__name__}:AlwaysShips"
     assert price_of(TaskConfig(name)).size_bytes > 20_000
     with pytest.raises(ModelError, match="converter is not installed"):
@@ -50,7 +63,7 @@ def test_the_command_prints_what_is_better_than_configured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.convert.find_converter", lambda: "here")
-    monkeypatch.setattr("server.tuner.model_price.price_of", lambda _: Price(1e-6, 1))
+    monkeypatch.setattr("server.tuner.start.price.price_of", lambda _: Price(1e-6, 1))
     options = {
         "run_dir": tmp_path,
         "task.name": "tests.tiny_task:TinyTask",
@@ -62,11 +75,7 @@ def test_the_command_prints_what_is_better_than_configured(
         "tuner.clients": 3,
         "tuner.client_examples": 12,
     }
-    given = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
-    monkeypatch.setattr("sys.argv", ["fedge-server", "tune-start", *given])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
+    assert tune_start(options) == 0
     assert capsys.readouterr().out.splitlines()[-3:] == [
         "# the best",
         "[task.options]",
@@ -80,14 +89,13 @@ def test_ctrl_c_ends_the_command_and_the_converter_that_it_waits_for(tmp_path: P
     converter.write_text(f"#!/bin/sh\necho $$ > {begun}\nexec sleep 600\n")
     converter.chmod(0o755)
     options = {"run_dir": tmp_path / "run", "tuner.start.space.width": [64, 512]}
-    given = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
     environment = {
         **os.environ,
         INTERPRETER_VARIABLE: str(converter),
         "TMPDIR": str(tmp_path),
         "PYTHONPATH": os.getcwd(),
     }
-    command = [sys.executable, "-m", "server", "tune-start", *given]
+    command = [sys.executable, "-m", "server", *arguments(options)]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         wait_until(lambda: begun.exists() and begun.read_text(), "a conversion begins")
         process.send_signal(signal.SIGINT)
@@ -112,11 +120,7 @@ def test_a_wider_model_is_converted_and_costs_more(
         "tuner.virtual_rounds": 2,
         "tuner.start.size_price": 5.0,
     }
-    given = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
-    monkeypatch.setattr("sys.argv", ["fedge-server", "tune-start", *given])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
+    assert tune_start(options) == 0
     head, small, large, *_, chosen = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["width", "loss"]
     assert (small.split()[0], large.split()[0]) == ("64", "512")
@@ -131,9 +135,5 @@ def test_without_a_converter_the_command_says_how_to_get_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.convert.find_converter", lambda: None)
-    given = [f"run_dir={tmp_path / 'run'}", "--set", "tuner.start.space.width=[8, 64]"]
-    monkeypatch.setattr("sys.argv", ["fedge-server", "tune-start", "--set", *given])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
+    assert tune_start({"run_dir": tmp_path / "run", "tuner.start.space.width": [8, 64]}) == 2
     assert "make convert-env" in capsys.readouterr().err

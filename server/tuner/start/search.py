@@ -21,14 +21,14 @@ from fedge.training.local import LocalTrainer
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.settings import ServerConfig
 from server.tuner.federation import VirtualFederation
-from server.tuner.model_price import Price
 from server.tuner.pseudo_clients import proxy_parts
 from server.tuner.readouts import READOUTS
 from server.tuner.samplers import SAMPLERS
 from server.tuner.space import Values
-from server.tuner.start_rating import Rated, Tried, rate
-from server.tuner.start_space import SPLIT, apply_start, parse_start
-from server.tuner.start_study import StartStudy
+from server.tuner.start.price import Price
+from server.tuner.start.rating import Rated, Tried, rate
+from server.tuner.start.space import SPLIT, apply_start, parse_start
+from server.tuner.start.study import StartStudy
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from server.tuner.model_price import Price
 from server.tuner.settings import StartConfig
-from server.tuner.start_rating import Rated, Tried, choose, rate, table
+from server.tuner.start.price import Price
+from server.tuner.start.rating import Rated, Tried, choose, rate, table
 
 
 def sized(width: int, loss: float, latency_s: float, size_bytes: int) -> Tried:

@@ -9,10 +9,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from server.tuner.model_price import Price
 from server.tuner.search import error_of_gain, log_mean
 from server.tuner.settings import StartConfig
 from server.tuner.space import Values
+from server.tuner.start.price import Price
 
 CHANCE = 0.02
 """Probability that any of the candidates is taken where all are equal."""

@@ -15,11 +15,11 @@ from fedge.settings import TaskConfig
 from fedge.training.local import LocalTrainer
 from server.checkpoint import Checkpoint, CheckpointStore
 from server.settings import ServerConfig
-from server.tuner.model_price import Price
-from server.tuner.start_rating import choose, rate, table
-from server.tuner.start_search import StartSearch
-from server.tuner.start_space import apply_start, as_config, parse_start
-from server.tuner.start_study import StartStudy
+from server.tuner.start.price import Price
+from server.tuner.start.rating import choose, rate, table
+from server.tuner.start.search import StartSearch
+from server.tuner.start.space import apply_start, as_config, parse_start
+from server.tuner.start.study import StartStudy
 from tests.tiny_task import TinyTask
 
 TINY = "tests.tiny_task:TinyTask"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from fedge.errors import CheckpointError
 from server.settings import ServerConfig
-from server.tuner.model_price import Price
 from server.tuner.samplers import PROPOSED, distributions_of
 from server.tuner.settings import StartConfig
 from server.tuner.space import Space
-from server.tuner.start_rating import Tried, rate
+from server.tuner.start.price import Price
+from server.tuner.start.rating import Tried, rate
 from server.tuner.study import DATABASE, guarded, open_study
 
 if TYPE_CHECKING:
